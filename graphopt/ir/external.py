@@ -1,0 +1,145 @@
+"""External data: one read-only memory map per file, kept inside the model's directory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as _ir
+from onnx_ir import DataType, Model
+
+from graphopt.errors import FrontendError
+from graphopt.ir.graph import all_graphs
+
+__all__ = ["MappedTensor", "map_external_data"]
+
+
+class MappedTensor(_ir.Tensor):  # type: ignore[type-arg]
+    """A tensor whose bytes are a slice of a memory-mapped file.
+
+    Saving copies the slice from file to file, so that the weights never enter memory.
+    """
+
+    __slots__ = ("length", "offset", "path")
+
+    def __init__(
+        self,
+        data: np.ndarray[Any, Any],
+        *,
+        dtype: DataType,
+        shape: _ir.Shape,
+        name: str | None,
+        path: Path,
+        offset: int,
+        length: int,
+    ) -> None:
+        super().__init__(data, dtype=dtype, shape=shape, name=name)
+        self.path, self.offset, self.length = path, offset, length
+
+
+def map_external_data(model: Model, directory: Path) -> None:
+    """Replace every reference to external data in ``model`` by a view of a memory map.
+
+    A touched onnx_ir ``ExternalTensor`` keeps a map and a file descriptor of its own, so that a
+    model of a thousand tensors exhausts the descriptors of a process. Here each file is mapped once.
+
+    Args:
+        model: Model as deserialized; its external tensors are replaced in place.
+        directory: Absolute directory that locations are relative to and must stay inside.
+
+    Raises:
+        FrontendError: A file is missing, too short, or outside ``directory``.
+    """
+    maps: dict[str, np.ndarray[Any, Any]] = {}
+
+    def mapped(tensor: _ir.ExternalTensor) -> _ir.TensorProtocol:
+        return _map(tensor, directory, maps)
+
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, _ir.ExternalTensor):
+                value.const_value = mapped(value.const_value)
+        for node, a in _tensor_attributes(graph):
+            if a.type == _ir.AttributeType.TENSOR and isinstance(a.value, _ir.ExternalTensor):
+                node.attributes[a.name] = _ir.AttrTensor(a.name, mapped(a.value))
+            elif a.type == _ir.AttributeType.TENSORS and any(
+                isinstance(t, _ir.ExternalTensor) for t in a.as_tensors()
+            ):
+                tensors = [
+                    mapped(t) if isinstance(t, _ir.ExternalTensor) else t for t in a.as_tensors()
+                ]
+                node.attributes[a.name] = _ir.AttrTensors(a.name, tensors)
+
+
+def _tensor_attributes(graph: _ir.Graph) -> Iterator[tuple[_ir.Node, _ir.Attr]]:
+    kinds = (_ir.AttributeType.TENSOR, _ir.AttributeType.TENSORS)
+    for node in graph:
+        for a in tuple(node.attributes.values()):
+            if not a.is_ref() and a.type in kinds:
+                yield node, a
+
+
+def _map(
+    tensor: _ir.ExternalTensor, directory: Path, maps: dict[str, np.ndarray[Any, Any]]
+) -> _ir.TensorProtocol:
+    location = os.fspath(tensor.location)
+    path = contained(directory, location, tensor.name or "")
+    data = maps.get(location)
+    if data is None:
+        data = maps[location] = _open(path, location, tensor.name or "")
+    shape = _ir.Shape(tuple(tensor.shape.numpy()))
+    count = math.prod(shape.numpy())
+    length = math.ceil(count * tensor.dtype.bitwidth / 8)
+    offset = tensor.offset or 0
+    if tensor.length is not None and tensor.length < length:
+        raise FrontendError(
+            f"external data {location!r} of initializer {tensor.name!r}: {tensor.length} bytes are "
+            f"declared, {length} needed for {tensor.dtype.name}{list(shape.numpy())}"
+        )
+    if offset < 0 or offset + length > len(data):
+        raise FrontendError(
+            f"external data {location!r} is truncated: initializer {tensor.name!r} needs bytes "
+            f"{offset} to {offset + length}, the file has {len(data)}"
+        )
+    view = data[offset : offset + length]
+    if tensor.dtype.bitwidth < 8:
+        return _ir.PackedTensor(view, dtype=tensor.dtype, shape=shape, name=tensor.name)
+    if tensor.dtype == DataType.STRING:
+        raise FrontendError(f"initializer {tensor.name!r}: strings cannot be external data")
+    array = view.view(tensor.dtype.numpy()).reshape(tuple(shape.numpy()))
+    return MappedTensor(
+        array, dtype=tensor.dtype, shape=shape, name=tensor.name, path=path, offset=offset, length=length
+    )  # fmt: skip
+
+
+def contained(directory: Path, location: str, name: str) -> Path:
+    """Absolute path of external data, which must not leave the model's directory.
+
+    Raises:
+        FrontendError: The location is absolute or escapes by ``..`` or by a symbolic link.
+    """
+    path = directory / location
+    root = os.path.realpath(directory)
+    real = os.path.realpath(path)
+    if not location or os.path.isabs(location) or os.path.commonpath([root, real]) != root:
+        raise FrontendError(
+            f"external data {location!r} of initializer {name!r} lies outside the model's directory"
+        )
+    return path
+
+
+def _open(path: Path, location: str, name: str) -> np.ndarray[Any, Any]:
+    try:
+        if path.stat().st_size == 0:
+            return np.empty(0, np.uint8)
+        data = np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as e:
+        reason = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
+        raise FrontendError(
+            f"external data {location!r} of initializer {name!r} {reason} (looked in {path.parent})"
+        ) from e
+    return data.view(np.ndarray)

@@ -1,0 +1,95 @@
+"""Structural invariants of the IR, checked in memory in time linear in its size."""
+
+from __future__ import annotations
+
+from onnx_ir import Graph, Model, Value
+
+from graphopt.errors import StructureError
+from graphopt.ir.graph import subgraphs
+from graphopt.ir.origin import opaque, origin
+
+__all__ = ["verify"]
+
+
+def verify(model: Model) -> None:
+    """Check the invariants that every pass must leave in place.
+
+    Definitions precede uses, names are unique over all scopes, links between values, nodes and
+    graphs agree in both directions, initializers have data, the interface is the declared one.
+
+    Raises:
+        StructureError: The first violation, named.
+    """
+    if opaque(model) is not None:
+        return
+    _interface(model)
+    _graph(model.graph, set(), set())
+
+
+def _interface(model: Model) -> None:
+    source = origin(model)
+    for kind, declared, values in (
+        ("input", source.inputs, model.graph.inputs),
+        ("output", source.outputs, model.graph.outputs),
+    ):
+        if declared:
+            have = [v.name for v in values]
+            missing = [name for name in declared if name not in have]
+            if missing:
+                raise StructureError(f"graph {kind} %{missing[0]} of the source is gone")
+            added = [name for name in have if name not in declared]
+            if added:
+                raise StructureError(f"graph {kind} %{added[0]} is not in the source")
+
+
+def _graph(graph: Graph, visible: set[Value], names: set[str]) -> None:
+    # One set serves all scopes: what a graph adds, it removes again when it ends.
+    local: list[Value] = []
+
+    def define(value: Value, what: str) -> None:
+        if not value.name:
+            raise StructureError(f"{what} has no name")
+        if value.name in names:
+            raise StructureError(f"%{value.name} is defined twice ({what})")
+        names.add(value.name)
+        visible.add(value)
+        local.append(value)
+
+    for value in graph.inputs:
+        define(value, "graph input")
+    for key, value in graph.initializers.items():
+        if key != value.name:
+            raise StructureError(f"initializer registered as {key!r} is named {value.name!r}")
+        if value.const_value is None:
+            raise StructureError(f"initializer %{key} has no data")
+        if value not in visible:
+            define(value, "initializer")
+    for node in graph:
+        if node.graph is not graph:
+            raise StructureError(f"{node.op_type} {node.name!r} thinks it is in another graph")
+        for i, used in enumerate(node.inputs):
+            if used is not None and used not in visible:
+                raise StructureError(
+                    f"input {i} of {node.op_type} that makes %{_made(node.outputs)}: "
+                    f"%{used.name} is used before or outside its definition"
+                )
+        for inner in subgraphs(node):
+            _graph(inner, visible, names)
+        for i, out in enumerate(node.outputs):
+            if out.producer() is not node or out.index() != i:
+                raise StructureError(f"%{out.name}: link to its producer is broken")
+            uses = out.uses()
+            for use in uses:
+                if use.node.graph is None or use.node.inputs[use.idx] is not out:
+                    raise StructureError(f"%{out.name}: stale use by {use.node.op_type}")
+            if out.name or uses or out.is_graph_output():
+                define(out, f"output {i} of {node.op_type}")
+    for value in graph.outputs:
+        if value not in visible:
+            raise StructureError(f"graph output %{value.name} has no definition")
+    visible.difference_update(local)
+
+
+def _made(outputs: object) -> str:
+    assert isinstance(outputs, tuple)
+    return outputs[0].name if outputs else "nothing"

@@ -1,0 +1,1 @@
+"""The built-in passes and pipelines: the one table."""
