@@ -1,0 +1,5 @@
+"""Analyses: what can be known about a model without changing it. Get them with ``ctx[Analysis]``."""
+
+from graphopt.analyses.cost import Cost, NodeCost
+
+__all__ = ["Cost", "NodeCost"]
