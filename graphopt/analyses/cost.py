@@ -7,9 +7,8 @@ measured on the target (``graphopt bench``).
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from graphopt import ir
 
@@ -28,11 +27,14 @@ _FREE = frozenset({
 })  # fmt: skip
 _CONV = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "FusedConv": 1, "DeformConv": 1}
 _MATMUL = frozenset({"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul"})
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_GATES = frozenset({"LSTM", "GRU", "RNN"})
+_HEAVY = _MATMUL | _GATES | set(_CONV) | {
+    "Attention", "ConvTranspose", "Einsum", "Gemm", "MultiHeadAttention",
+}  # fmt: skip
+_SIZELESS = (ir.DataType.STRING, ir.DataType.UNDEFINED)
 
 
-@dataclasses.dataclass(frozen=True)
-class NodeCost:
+class NodeCost(NamedTuple):
     """Cost of one node, per inference.
 
     Attributes:
@@ -44,6 +46,9 @@ class NodeCost:
     macs: int
     bytes: int
     seconds: float
+
+
+_NOTHING = NodeCost(0, 0, _SECONDS_PER_NODE)
 
 
 class Cost:
@@ -63,15 +68,14 @@ class Cost:
     def __init__(self, model: ir.Model, ctx: Context | None = None) -> None:
         self.nodes: dict[ir.Node, NodeCost] = {}
         self.parameters = 0
-        self._elements: dict[ir.Value, int] = {}
+        self._nbytes: dict[ir.Value, int] = {}
         self.macs, self.seconds = self._graph(model.graph)
         self.count = len(self.nodes)
 
     def _graph(self, graph: ir.Graph) -> tuple[int, float]:
         macs, seconds = 0, 0.0
         for value in graph.initializers.values():
-            if value.const_value is not None:
-                self.parameters += value.const_value.size
+            self.parameters += self.elements(value)
         for node in graph:
             cost = self._node(node)
             self.nodes[node] = cost
@@ -80,38 +84,39 @@ class Cost:
         return macs, seconds
 
     def _node(self, node: ir.Node) -> NodeCost:
-        inner = [self._graph(g) for g in ir.subgraphs(node)] if node.attributes else []
+        inner = [self._graph(g) for g in ir.subgraphs(node)]
         if inner:
             times = 1 if node.op_type == "If" else _trips(node)
             macs = max(m for m, _ in inner) * times
             return NodeCost(macs, 0, max(s for _, s in inner) * times + _SECONDS_PER_NODE)
         if node.op_type in _FREE:
-            return NodeCost(0, 0, _SECONDS_PER_NODE)
+            return _NOTHING
         moved = 0
+        known = self._nbytes
         for value in (*node.inputs, *node.outputs):
             if value is not None:
-                moved += self._bytes(value)
-        macs = self._macs(node)
+                size = known.get(value)
+                moved += self._bytes(value) if size is None else size
+        macs = self._macs(node) if node.op_type in _HEAVY else 0
         seconds = max(macs / _MACS_PER_SECOND, moved / _BYTES_PER_SECOND) + _SECONDS_PER_NODE
         return NodeCost(macs, moved, seconds)
 
     def _bytes(self, value: ir.Value) -> int:
         dtype = value.dtype
-        if dtype is None or dtype == ir.DataType.STRING or dtype == ir.DataType.UNDEFINED:
-            return 0
-        return self.elements(value) * dtype.bitwidth // 8
+        size = 0
+        if dtype is not None and dtype not in _SIZELESS:
+            size = self.elements(value) * dtype.bitwidth // 8
+        self._nbytes[value] = size
+        return size
 
     def elements(self, value: ir.Value | None) -> int:
         """Number of elements of a value, unknown dimensions counted as 1; 0 for an unknown rank."""
         if value is None or value.shape is None:
             return 0
-        found = self._elements.get(value)
-        if found is None:
-            found = 1
-            for d in value.shape:
-                if isinstance(d, int) and d >= 0:
-                    found *= d
-            self._elements[value] = found
+        found = 1
+        for d in value.shape.dims:
+            if isinstance(d, int) and d >= 0:
+                found *= d
         return found
 
     def _macs(self, node: ir.Node) -> int:

@@ -35,6 +35,10 @@ _SOURCES = frozenset({
 })  # fmt: skip
 
 
+# The standard operators that have graphs as attributes.
+_CARRIERS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
     """Pause cyclic garbage collection: half of the time it takes to build a graph of many nodes."""
@@ -49,6 +53,8 @@ def gc_paused() -> Iterator[None]:
 
 def subgraphs(node: Node) -> Iterator[Graph]:
     """The graphs that are attributes of ``node`` (branches of If, bodies of Loop and Scan)."""
+    if not node.domain and node.op_type not in _CARRIERS:
+        return  # asked of every node over and over, so it has to be cheap
     for a in node.attributes.values():
         if a.is_ref():
             continue
@@ -64,7 +70,12 @@ def all_graphs(model: Model) -> Iterator[Graph]:
     while pending:
         graph = pending.pop()
         yield graph
-        inner = [g for node in graph for g in subgraphs(node)]
+        inner = [
+            g
+            for node in graph
+            if node.op_type in _CARRIERS or node.domain
+            for g in subgraphs(node)
+        ]
         pending.extend(reversed(inner))
 
 

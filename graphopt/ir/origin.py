@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import onnx
@@ -55,7 +56,7 @@ class Origin:
     annotated: bool = False
     opaque: str | None = None
     remarks: list[str] = dataclasses.field(default_factory=list)
-    seal: tuple[Any, ...] | None = None
+    seal: list[Any] | None = None
 
 
 def origin(model: Model) -> Origin:
@@ -91,37 +92,27 @@ def verbatim(model: Model) -> onnx.ModelProto | None:
         return None
     if source.opaque is not None:
         return source.proto
-    return source.proto if source.seal == _identity(model) else None
+    sealed = source.seal
+    if sealed is None:
+        return None
+    present = _identity(model)
+    same = len(sealed) == len(present) and all(map(operator.is_, sealed, present))
+    return source.proto if same else None
 
 
-def _identity(model: Model) -> tuple[Any, ...]:
+def _identity(model: Model) -> list[Any]:
     # Objects, not id()s: holding them keeps a new object from being taken for an old one.
-    parts: list[Any] = [model.ir_version, tuple(model.opset_imports.items())]
+    parts: list[Any] = [model.ir_version]
+    for domain, version in model.opset_imports.items():
+        parts += (domain, version)
     for graph in all_graphs(model):
-        parts += (v.name for v in graph.inputs)
-        parts += (_Same((v.const_value, v.name)) for v in graph.initializers.values())
-        parts += (v.name for v in graph.outputs)
+        parts += [v.name for v in graph.inputs]
+        parts += [v.name for v in graph.outputs]
+        for value in graph.initializers.values():
+            parts += (value.const_value, value.name)
         for node in graph:
-            parts.append(node.op_type)
-            parts.append(
-                _Same((*node.inputs, *node.attributes.values(), *(v.name for v in node.outputs)))
-            )
-    return tuple(parts)
-
-
-class _Same:
-    """Equal to another if both hold the very same objects (names compare by value)."""
-
-    __slots__ = ("items",)
-
-    def __init__(self, items: tuple[Any, ...]) -> None:
-        self.items = items
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Same)
-            and len(self.items) == len(other.items)
-            and all(a is b or (type(a) is str and a == b) for a, b in zip(self.items, other.items))
-        )
-
-    __hash__ = None  # type: ignore[assignment]
+            parts += (node, node.op_type, node.inputs)
+            parts += [v.name for v in node.outputs]
+            if node.attributes:
+                parts += node.attributes.values()
+    return parts

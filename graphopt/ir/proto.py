@@ -37,9 +37,10 @@ def to_proto(model: Model, *, external: External | None = None, hints: bool = Tr
             reference to external data or not at all.
         hints: Write value_info where the source had it.
     """
-    source = verbatim(model)
-    if source is not None and external is None:
-        return source
+    if external is None:
+        source = verbatim(model)
+        if source is not None:
+            return source
     reason = opaque(model)
     if reason is not None:
         raise GraphOptError(f"the model is carried through as it is: {reason}")
@@ -190,22 +191,33 @@ def source_bytes(model: Model) -> int | None:
 
 def nbytes(model: Model) -> int:
     """Bytes the model takes as a file, weights included: exact for weights, estimated for nodes."""
-    source = verbatim(model)
-    if opaque(model) is not None and source is not None:
-        return source.ByteSize()
+    if opaque(model) is not None:
+        return source_bytes(model) or 0
     total = 64
     for graph in all_graphs(model):
         for value in graph.initializers.values():
-            total += 12 + len(value.name or "") + tensor_nbytes(value.const_value)
+            total += 12 + len(value.name or "") + _weight_nbytes(value)
         for node in graph:
             total += 8 + len(node.op_type) + len(node.domain) + len(node.name or "")
-            for v in node.inputs:
-                total += 2 + (len(v.name or "") if v is not None else 0)
-            for v in node.outputs:
-                total += 2 + len(v.name or "")
-            for a in node.attributes.values():
-                total += 8 + len(a.name) + _attribute_nbytes(a)
+            for v in (*node.inputs, *node.outputs):
+                total += 2 if v is None else 2 + len(v.name or "")
+            if node.attributes:
+                for a in node.attributes.values():
+                    total += 8 + len(a.name) + _attribute_nbytes(a)
     return total
+
+
+def _weight_nbytes(value: Value) -> int:
+    # A tensor of a protobuf computes its size anew each time it is asked; the value knows its shape.
+    dtype, shape = value.dtype, value.shape
+    if dtype is None or shape is None or dtype == _ir.DataType.STRING:
+        return tensor_nbytes(value.const_value)
+    size = dtype.bitwidth
+    for d in shape.dims:
+        if not isinstance(d, int):
+            return tensor_nbytes(value.const_value)
+        size *= d
+    return (size + 7) // 8
 
 
 def tensor_nbytes(tensor: TensorProtocol | None) -> int:

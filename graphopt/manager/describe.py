@@ -130,8 +130,8 @@ def sections(doc: str) -> tuple[str, dict[str, str]]:
             found[heading].append(line)
     summary, _, preface = "\n".join(found.pop("")).partition("\n\n")
     texts = {heading: _dedent(body) for heading, body in found.items()}
-    if preface.strip():
-        texts.setdefault("What it does", preface.strip())
+    if preface.strip() and "What it does" not in texts:
+        texts = {"What it does": preface.strip(), **texts}
     return " ".join(summary.split()), texts
 
 

@@ -262,8 +262,13 @@ def _is_tuple(annotation: Any) -> bool:
     return typing.get_origin(annotation) is tuple
 
 
+def _is_class(annotation: Any) -> bool:
+    # In Python 3.10 list[int] is an instance of type.
+    return isinstance(annotation, type) and typing.get_origin(annotation) is None
+
+
 def _is_enum(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, enum.Enum)
+    return _is_class(annotation) and issubclass(annotation, enum.Enum)
 
 
 def _elements(annotation: Any) -> tuple[Any, ...]:
@@ -278,7 +283,7 @@ def _plain(member: enum.Enum) -> object:
 
 
 def _name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return str(annotation.__name__ if _is_class(annotation) else annotation)
 
 
 def _choices(annotation: Any) -> list[str]:

@@ -228,7 +228,9 @@ class Registry:
     def _conflict(self, name: str, new: _Entry) -> str | None:
         """Return what is wrong with adding an entry: another one has its name."""
         old = self._entries.get(name)
-        if old is None or old == new or (old.origin == new.origin and _same_source(old, new)):
+        if old is None or old.what == new.what:
+            return None
+        if old.origin == new.origin and _same_source(old.what, new.what):
             return None
         return f"{name!r} is provided twice: by {old.origin} and by {new.origin}"
 
@@ -328,12 +330,11 @@ def _check(what: Any, text: str | None, origin: str) -> tuple[str, _Entry]:
     return what, _Entry(text, origin)
 
 
-def _same_source(old: _Entry, new: _Entry) -> bool:
-    """Return whether two classes come from the same statement, or both entries are pipelines."""
-    if isinstance(old.what, str) or isinstance(new.what, str):
-        return isinstance(old.what, str) and isinstance(new.what, str)
-    names = [(cls.__module__, cls.__qualname__) for cls in (old.what, new.what)]
-    return names[0] == names[1]
+def _same_source(old: type[Pass] | str, new: type[Pass] | str) -> bool:
+    """Return whether two classes come from the same statement, or both are pipelines."""
+    if isinstance(old, str) or isinstance(new, str):
+        return isinstance(old, str) and isinstance(new, str)
+    return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -141,7 +141,9 @@ class Report:
         before: Size of the input model.
         after: Size of the result.
         passes: A record per pass that came to its turn, in order.
-        oracle: What the oracle did: mode, number of inputs, worst error, verdict.
+        oracle: What the oracle did. ``mode``: off, end or each; ``verdict``: not run, unavailable
+            (with a ``reason``), unchanged or equal; ``feeds``: what outputs were compared on;
+            ``error``: largest differences, as the comparison states them.
         remarks: What the importer and the runner had to say.
         versions: Version of each library that took part.
         seconds: Wall-clock time of the whole run, with verification.

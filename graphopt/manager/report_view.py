@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +38,7 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
         console.print(_passes(rows))
     idle = list(dict.fromkeys(each.name for each in report.passes if each not in rows))
     if idle:
+        console.print()
         _line(console, f"nothing to do for: {', '.join(idle)}")
     reasons = [f"{each.name} {each.status}: {each.reason}" for each in rows if each.reason]
     _list(console, "why", dict.fromkeys(reasons))
@@ -50,8 +51,8 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
         remarks += [f"{record.name}: {remark}" for remark in record.remarks]
     _list(console, "remarks", dict.fromkeys(remarks))
     console.print()
-    _line(console, _oracle(report), "bold")
-    _line(console, f"{format_seconds(report.seconds)} in all, for target {report.target}")
+    _line(console, _oracle(report.oracle), "bold")
+    _line(console, f"{format_seconds(report.seconds)} for target {report.target}.")
 
 
 def format_bytes(count: int) -> str:
@@ -129,18 +130,39 @@ def _step(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
 
 
-def _oracle(report: Report) -> str:
-    """Return the oracle's line: the mode, then whatever it measured."""
-    facts = dict(report.oracle)
-    mode = facts.pop("mode", "off")
-    if mode == "off" and not facts:
-        return "oracle: off, outputs were not compared"
-    shown = [f"{key} {_fact(value)}" for key, value in facts.items() if value is not None]
-    return f"oracle: {', '.join([str(mode), *shown])}"
+def _oracle(facts: Mapping[str, Any]) -> str:
+    """Return what the oracle found, in a sentence."""
+    verdict = facts.get("verdict", "not run")
+    if verdict == "not run":
+        return "Outputs were not compared."
+    if verdict == "unchanged":
+        return "The model is as it was."
+    if verdict != "equal":
+        reason = facts.get("reason")
+        return f"Outputs were not compared: {reason or verdict}."
+    feeds = facts.get("feeds") or {}
+    inputs = [_count(feeds.get("samples"), "sample"), _count(feeds.get("made"), "made-up input")]
+    on = " and ".join(filter(None, inputs))
+    return f"Outputs agree with the original's{f' on {on}' if on else ''}{_difference(facts)}."
 
 
-def _fact(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _count(count: object, what: str) -> str:
+    if not isinstance(count, int) or not count:
+        return ""
+    return f"{count:,} {what}{'s' if count > 1 else ''}"
+
+
+def _difference(facts: Mapping[str, Any]) -> str:
+    """Return how far the outputs are apart, to append to a sentence."""
+    error = facts.get("error")
+    largest = error.get("max_abs") if isinstance(error, Mapping) else None
+    if not isinstance(error, Mapping) or not isinstance(largest, float):
+        return ""
+    if not largest:
+        return ", without any difference"
+    relative = error.get("max_rel")
+    of_rms = f" ({relative:.2g} of their RMS)" if isinstance(relative, float) else ""
+    return f"; they differ by at most {largest:.2g}{of_rms}"
 
 
 def _table(*headings: str) -> Table:
@@ -153,7 +175,7 @@ def _table(*headings: str) -> Table:
         if heading.startswith(">"):
             table.add_column(heading[1:], justify="right", no_wrap=True)
         else:
-            table.add_column(heading, overflow="fold", min_width=12)
+            table.add_column(heading, overflow="fold", no_wrap=heading == "result")
     return table
 
 

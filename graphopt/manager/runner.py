@@ -89,7 +89,7 @@ class PassManager:
 
     Raises:
         PipelineSyntaxError, UnknownPassError: The text does not parse.
-        TargetError: There is no such target.
+        ConfigError: There is no such target, or an argument is none of its choices.
     """
 
     def __init__(

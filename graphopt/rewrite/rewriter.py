@@ -13,6 +13,7 @@ from graphopt import ir
 from graphopt.errors import StructureError
 from graphopt.ir.origin import origin
 from graphopt.ir.schema import check_call
+from graphopt.rewrite.subgraphs import SubgraphVerbs, fresh_type
 
 __all__ = ["AttrValue", "Rewriter", "is_dead"]
 
@@ -22,7 +23,7 @@ AttrValue = (
 )  # fmt: skip
 
 
-class Rewriter:
+class Rewriter(SubgraphVerbs):
     """Changes a model and keeps its invariants.
 
     Names stay unique over all scopes, graph outputs keep theirs, type objects are never shared,
@@ -246,7 +247,7 @@ class Rewriter:
             else:
                 with self.at_end(self.model.graph):
                     copy = self.op("Identity", new)
-            copy.type = None if new.type is None else _fresh_type(new.type)
+            copy.type = None if new.type is None else fresh_type(new.type)
             copy.shape = None if new.shape is None else new.shape.copy()
             new = copy
         graph = new.producer().graph  # type: ignore[union-attr]
@@ -477,7 +478,3 @@ def _attribute(key: str, value: AttrValue) -> ir.Attr:
     if isinstance(value, (list, tuple)) and not value:
         return _ir.AttrInt64s(key, [])
     return _ir.convenience.convert_attribute(key, value)  # type: ignore[arg-type]
-
-
-def _fresh_type(kind: Any) -> Any:
-    return ir.TensorType(kind.dtype) if isinstance(kind, ir.TensorType) else kind

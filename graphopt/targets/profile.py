@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from graphopt.errors import TargetError
+from graphopt.errors import ConfigError
 
 __all__ = ["TARGETS", "Target", "get"]
 
@@ -50,7 +50,7 @@ def get(name: str | Target) -> Target:
     """The target of a name.
 
     Raises:
-        TargetError: There is no such target; the message suggests the nearest.
+        ConfigError: There is no such target; the message suggests the nearest.
     """
     if isinstance(name, Target):
         return name
@@ -58,5 +58,5 @@ def get(name: str | Target) -> Target:
     if found is None:
         near = difflib.get_close_matches(name, TARGETS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(TARGETS)}"
-        raise TargetError(f"there is no target {name!r}{hint}")
+        raise ConfigError(f"there is no target {name!r}{hint}")
     return found

@@ -1,0 +1,77 @@
+"""PyTorch modules, by way of torch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from typing import Any
+
+from graphopt import ir
+from graphopt.errors import FrontendError
+
+__all__ = ["from_torch", "is_torch_module"]
+
+
+def is_torch_module(source: object) -> bool:
+    """Whether ``source`` is a ``torch.nn.Module``; does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.nn.Module)
+
+
+def from_torch(module: Any, inputs: Any) -> ir.Model:
+    """Export a ``torch.nn.Module`` in evaluation mode with ``torch.onnx.export(dynamo=True)``.
+
+    The first dimension of every tensor input becomes dynamic where the exporter agrees; otherwise
+    shapes stay those of the examples.
+
+    Args:
+        module: The module; its training flag is restored afterwards.
+        inputs: Example inputs: a tuple of positional arguments or a dict of keyword arguments.
+
+    Raises:
+        FrontendError: There are no example inputs, or torch cannot export the module.
+    """
+    import torch
+
+    if inputs is None:
+        raise FrontendError("a torch module needs example inputs: load(module, inputs=(x,))")
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
+    if not isinstance(args, tuple):
+        args = (args,)
+    training = module.training
+    module.eval()
+    try:
+        return ir.load(_export(torch, module, args, kwargs))
+    finally:
+        module.train(training)
+
+
+def _export(torch: Any, module: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    tensors = list((kwargs or {}).values()) or list(args)
+    dynamic: Any = None
+    if all(isinstance(t, torch.Tensor) and t.dim() for t in tensors):
+        batch = torch.export.Dim("batch")
+        shapes = [{0: batch} for _ in tensors]
+        dynamic = dict(zip(kwargs, shapes)) if kwargs else tuple(shapes)
+    errors: list[str] = []
+    for dynamic_shapes in [dynamic, None] if dynamic is not None else [None]:
+        try:
+            with (
+                warnings.catch_warnings(),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+                torch.no_grad(),
+            ):
+                warnings.simplefilter("ignore")
+                program = torch.onnx.export(
+                    module, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic_shapes,
+                    verbose=False,
+                )  # fmt: skip
+            return program.model
+        except ImportError as e:
+            raise FrontendError(f"torch's exporter needs a package: {e}") from e
+        except Exception as e:  # noqa: BLE001 - the exporter raises whatever tracing meets
+            errors.append((str(e).strip().splitlines() or [type(e).__name__])[0])
+    raise FrontendError(f"torch cannot export {type(module).__name__}: {errors[-1]}")

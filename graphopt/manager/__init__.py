@@ -1,0 +1,1 @@
+"""Passes, pipelines and their text, the registry, the pass manager, and reports."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions, probe inputs, comparison, the oracle, and latency."""
