@@ -9,6 +9,8 @@ colon, its text follows on the same line or indented below::
     Exactness: bitwise; both clamp the same numbers.
     Options:
         limit: How many to drop at most.
+
+In running text, ``limit (how many to drop at most)`` explains an option, too.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ HEADINGS = (
 """Sections in the docstring of a pass, in order."""
 
 _HEADING = re.compile(rf"({'|'.join(HEADINGS)}):(?:\s+(.*))?")
-_OPTION = re.compile(r"([A-Za-z][\w-]*):\s*(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,25 +143,25 @@ def _dedent(body: list[str]) -> str:
 
 def _options(pass_class: type[Pass], text: str) -> tuple[Option, ...]:
     """Return the options, with help from the section ``Options``."""
-    helps: dict[str, str] = {}
-    key = ""
-    for line in text.splitlines():
-        match = _OPTION.fullmatch(line)
-        if match:
-            key = match.group(1).replace("-", "_")
-            helps[key] = match.group(2)
-        elif key:
-            helps[key] += f" {line.strip()}"
     annotations = options.option_types(pass_class)
     return tuple(
         Option(
             options.kebab(name),
             options.type_text(annotations[name]),
             _default(field),
-            helps.get(name, "").strip(),
+            _help(name, text),
         )
         for name, field in options.option_fields(pass_class).items()
     )
+
+
+def _help(name: str, text: str) -> str:
+    """Return what ``name: help`` or ``name (help)`` says, on as many lines as it takes."""
+    spelled = f"(?:{re.escape(name)}|{re.escape(options.kebab(name))})"
+    listed = re.search(rf"^{spelled}:(.*(?:\n[ \t].*)*)", text, re.MULTILINE)
+    inline = re.search(rf"(?<![\w-])`*{spelled}`*\s+\(((?:[^()]|\([^()]*\))*)\)", text)
+    found = listed or inline
+    return " ".join(found.group(1).split()) if found else ""
 
 
 def _default(field: dataclasses.Field[Any]) -> str | None:

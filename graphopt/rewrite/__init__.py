@@ -3,7 +3,7 @@
 from graphopt.rewrite.driver import RewriteStats, apply_rules
 from graphopt.rewrite.pattern import Const, Match, Op, Pattern, Var
 from graphopt.rewrite.rewriter import Rewriter
-from graphopt.rewrite.rule import Replacement, Rule, rule
+from graphopt.rewrite.rules import Replacement, Rule, rule
 
 __all__ = [
     "Const",

@@ -10,7 +10,7 @@ from graphopt import ir
 from graphopt.errors import GraphOptError, PassFailed
 from graphopt.rewrite.pattern import Match, match
 from graphopt.rewrite.rewriter import Rewriter, is_dead
-from graphopt.rewrite.rule import Replacement, Rule
+from graphopt.rewrite.rules import Replacement, Rule
 
 __all__ = ["RewriteStats", "apply_rules"]
 

@@ -127,12 +127,14 @@ class Match:
         """The node of an Op, or None where the alternative it belongs to did not match."""
         return cast("ir.Node | None", self._bound.get(pattern))
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> ir.Value | None:
         """Decline the match. The reason is counted in the report.
 
-        Use: ``return m.fail("the pad value is not zero")``.
+        Returns:
+            None always, so that a rule can say ``return m.fail("the pad value is not zero")``.
         """
         self.reason = reason
+        return None
 
 
 def match(pattern: Op, node: ir.Node) -> Match | None:

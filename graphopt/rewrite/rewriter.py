@@ -370,7 +370,7 @@ class Rewriter(SubgraphVerbs):
         self.changed = True
 
     def drop_inputs(self, *values: ir.Value) -> None:
-        """Turn inputs of the model that have a default value into constants, and forget they were inputs.
+        """Turn inputs that have a default value into constants, and forget that they were inputs.
 
         This is the one verb that changes the interface: callers can no longer feed these inputs.
 

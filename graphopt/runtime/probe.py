@@ -146,7 +146,7 @@ def probes(
         specs: The inputs.
         seeds: Seeds for the values; every setting is made once per seed.
         settings: How many settings of the dynamic dimensions (and of flags and optional inputs) to
-            find. One, if the model has nothing of that kind.
+            find. Where there are fewer, other values are made for one of them.
         data: Samples of the user, the first ``settings`` of which come before the made-up ones.
         runs: Says whether the model accepts feeds. Without it the first settings are taken as they
             are; with it those that the model refuses are left out, so the result may be empty.
@@ -168,6 +168,12 @@ def probes(
             feeds = _make(specs, setting, turn, variant, seed)
             if accept(feeds):
                 found.append(Probe(feeds, "made", seed, _dims(specs, setting)))
+    # Where the model knows only one setting, other values stand in for other dimensions.
+    for extra in range(1, settings - len(chosen) + 1 if chosen else 0):
+        setting, turn, variant, _ = chosen[0]
+        feeds = _make(specs, setting, turn, variant, max(seeds) + extra)
+        if accept(feeds):
+            found.append(Probe(feeds, "made", max(seeds) + extra, _dims(specs, setting)))
     return found
 
 

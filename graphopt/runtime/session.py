@@ -182,8 +182,7 @@ def open_session(
         elif lend and isinstance(model, ir.Model):
             source, keep = _lend(model, options, runtime, entries, in_place=not optimize)
         else:
-            proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-            source = proto.SerializeToString()
+            source = _whole(model).SerializeToString()
         for key, text in entries.items():
             options.add_session_config_entry(key, text)
         chosen = [p if isinstance(p, str) else (p[0], dict(p[1])) for p in providers]
@@ -218,6 +217,15 @@ def _options(
     for library in custom_ops:
         options.register_custom_ops_library(os.fspath(library))
     return options
+
+
+def _whole(model: ir.Model | Serializable) -> Serializable:
+    if not isinstance(model, ir.Model):
+        return model
+    if ir.opaque(model) is not None:
+        return ir.to_proto(model)
+    # Asked like this, the weights come inline even where the source kept them in another file.
+    return ir.to_proto(model, external=lambda value, proto: False)
 
 
 def _lend(

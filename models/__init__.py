@@ -1,0 +1,1 @@
+"""Small trained reference models on handwritten digits: their data, builders and training."""
