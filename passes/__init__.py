@@ -1,1 +1,82 @@
-"""The built-in passes and pipelines: the one table."""
+"""The built-in passes and pipelines: the one table.
+
+A pass is one file in one of the folders; it becomes known by its entry here and by nothing else.
+"""
+
+from graphopt.passes.cleanup import (
+    DeduplicateInitializers,
+    EliminateCommonSubexpressions,
+    EliminateDead,
+    EliminateIdentity,
+    EliminateNoop,
+    EliminateRealNoop,
+    FreezeInputs,
+    RemoveUnusedOpsets,
+)
+from graphopt.passes.fold import FoldBranches, FoldConstants, FoldShapes, InferShapes
+from graphopt.passes.fusion import (
+    FuseAffine,
+    FuseBatchNorm,
+    FuseClips,
+    FuseGemm,
+    FuseInputAffine,
+    FusePad,
+)
+from graphopt.passes.layout import (
+    FuseCasts,
+    FuseConcats,
+    FuseReshapes,
+    FuseSlices,
+    FuseTransposes,
+)
+
+__all__ = ["PASSES", "PIPELINES"]
+
+PASSES = (
+    EliminateDead,
+    EliminateIdentity,
+    EliminateNoop,
+    EliminateRealNoop,
+    EliminateCommonSubexpressions,
+    DeduplicateInitializers,
+    RemoveUnusedOpsets,
+    FreezeInputs,
+    FoldConstants,
+    FoldShapes,
+    FoldBranches,
+    InferShapes,
+    FuseTransposes,
+    FuseReshapes,
+    FuseCasts,
+    FuseConcats,
+    FuseSlices,
+    FuseBatchNorm,
+    FuseAffine,
+    FuseInputAffine,
+    FusePad,
+    FuseGemm,
+    FuseClips,
+)
+
+PIPELINES = {
+    "O0": "",
+    # What is of no use to anybody.
+    "cleanup": (
+        "eliminate-dead,eliminate-identity,eliminate-noop,eliminate-common-subexpressions,"
+        "deduplicate-initializers,remove-unused-opsets"
+    ),
+    # What can be computed now; a folded branch or shape lets the next round fold more.
+    "fold": (
+        "fixpoint{max=4}(fold-shapes,fold-constants,fold-branches,infer-shapes,eliminate-identity,"
+        "eliminate-noop,fuse-transposes,fuse-reshapes,fuse-casts,fuse-concats,fuse-slices)"
+    ),
+    # The same bits.
+    "O1": "eliminate-dead,fold,cleanup",
+    # The same function of real numbers.
+    "O2": (
+        "O1,fixpoint{max=4}(eliminate-real-noop,fuse-pad,fuse-batch-norm,fuse-affine,"
+        "fuse-input-affine,fuse-gemm,fuse-clips),cleanup"
+    ),
+    # All there is, whatever time it takes.
+    "O3": "O2,fixpoint{max=3}(O1,O2)",
+}

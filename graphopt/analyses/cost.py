@@ -8,6 +8,7 @@ measured on the target (``graphopt bench``).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphopt import ir
@@ -58,7 +59,8 @@ class Cost:
     trip count says, once where that is unknown.
 
     Attributes:
-        nodes: Cost of every node; nodes of subgraphs for one execution of the subgraph.
+        nodes: Cost of every node; nodes of subgraphs for one execution of the subgraph, which is
+            not part of the cost of the node that owns it.
         count: Number of nodes, those of subgraphs included.
         parameters: Number of elements in all initializers.
         macs: Multiply-accumulates per inference.
@@ -77,18 +79,17 @@ class Cost:
         for value in graph.initializers.values():
             self.parameters += self.elements(value)
         for node in graph:
-            cost = self._node(node)
-            self.nodes[node] = cost
+            inner = [self._graph(g) for g in ir.subgraphs(node)]
+            cost = self.nodes[node] = _NOTHING if inner else self._node(node)
             macs += cost.macs
             seconds += cost.seconds
+            if inner:
+                times = 1 if node.op_type == "If" else _trips(node)
+                macs += times * max(m for m, _ in inner)
+                seconds += times * max(s for _, s in inner)
         return macs, seconds
 
     def _node(self, node: ir.Node) -> NodeCost:
-        inner = [self._graph(g) for g in ir.subgraphs(node)]
-        if inner:
-            times = 1 if node.op_type == "If" else _trips(node)
-            macs = max(m for m, _ in inner) * times
-            return NodeCost(macs, 0, max(s for _, s in inner) * times + _SECONDS_PER_NODE)
         if node.op_type in _FREE:
             return _NOTHING
         moved = 0
@@ -108,6 +109,18 @@ class Cost:
             size = self.elements(value) * dtype.bitwidth // 8
         self._nbytes[value] = size
         return size
+
+    def gain(self, before: Mapping[ir.Node, NodeCost]) -> float:
+        """Estimated seconds that a change saved: nodes that are gone, less nodes that are new.
+
+        Nodes that stayed do not count, since all that can have changed about their estimate is how
+        much is known of their shapes.
+
+        Args:
+            before: ``nodes`` of the model before the change.
+        """
+        gone = sum(c.seconds for n, c in before.items() if n not in self.nodes)
+        return gone - sum(c.seconds for n, c in self.nodes.items() if n not in before)
 
     def elements(self, value: ir.Value | None) -> int:
         """Number of elements of a value, unknown dimensions counted as 1; 0 for an unknown rank."""
@@ -160,7 +173,7 @@ class Cost:
         return math.prod(sizes.values())
 
 
-def _shape(values: tuple[ir.Value | None, ...], index: int) -> tuple[int, ...]:
+def _shape(values: Sequence[ir.Value | None], index: int) -> tuple[int, ...]:
     """Shape of an input with unknown dimensions as 1; empty for an unknown rank."""
     if index >= len(values):
         return ()

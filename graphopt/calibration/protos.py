@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graphopt import ir
 from graphopt.errors import CalibrationError, FrontendError
 
@@ -67,7 +69,11 @@ def _tensor(data: bytes) -> Any:
     value = model.graph.initializers.get("value")
     if value is None or value.const_value is None or value.const_value.dtype.value == 0:
         raise ValueError("no tensor")
-    return value.const_value.numpy()
+    array = value.const_value.numpy()
+    if value.const_value.dtype != ir.DataType.STRING:
+        return array
+    words = [w.decode() if isinstance(w, bytes) else str(w) for w in array.reshape(-1).tolist()]
+    return np.array(words, object).reshape(array.shape)
 
 
 def _number(field: int, value: int) -> bytes:

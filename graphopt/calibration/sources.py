@@ -137,6 +137,8 @@ def _file(path: Path, specs: Sequence[InputSpec], batch_size: int | None) -> Sam
                     last = f" to {(i + 1) * size - 1}" if size > 1 else ""
                     feeds = {n: next(r)[0] if n in whole else next(r) for n, r in rows.items()}
                     yield f"{path}, sample {i * size}{last}", {**constant, **feeds}
+                for row in rows.values():
+                    next(row, None)  # let it compare its checksum
 
     return Samples(str(path), specs, batches, total // size, count=total, remarks=remarks)
 

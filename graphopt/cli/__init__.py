@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
 import click
 
 from graphopt import __version__
-from graphopt.cli.failure import exit_code, explain
+from graphopt.cli.failure import exit_code, explain, explain_usage
 
 __all__ = ["cli", "main"]
 
@@ -40,22 +41,34 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
+        name = args[0]
+        if name in _VERBS or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
-        except click.UsageError as e:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], _VERBS, 1)
-            if near and "did you mean" not in e.message.lower():
-                e.message += f" Did you mean {near[0]!r}?"
-            raise
+        if name.startswith("-"):
+            raise click.NoSuchOption(name, ctx=ctx)
+        raise click.UsageError(f"no such command {name!r}{_hint(name)}", ctx=ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_VERBS.items()))
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+def _hint(name: str) -> str:
+    if name.endswith((".onnx", ".toml")):
+        verb = "optimize" if name.endswith(".onnx") else "run"
+        return f"; did you mean 'graphopt {verb} {name}'?"
+    import difflib
+
+    near = difflib.get_close_matches(name, _VERBS, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Completion for bash, zsh or fish: "
+    'eval "$(_GRAPHOPT_COMPLETE=bash_source graphopt)" in the start-up file of the shell.',
+)
 @click.version_option(__version__, prog_name="graphopt")
 def cli() -> None:
     """Optimize trained neural networks in ONNX format, and prove that they stay the same.
@@ -77,20 +90,23 @@ def main(args: list[str] | None = None) -> int:
         Exit code: 0 ok, 1 internal error, 2 usage or configuration, 3 unreadable or unsupported
         input model, 4 verification failed, 5 target violations, 6 goal not met, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names in a model may have characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
     try:
         value: Any = cli.main(args, prog_name="graphopt", standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        return 130
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt) as e:
+        if isinstance(e.__cause__, EOFError):  # click takes it for Ctrl-D at a prompt
+            explain(e.__cause__)
+            return 1
         click.echo("interrupted", err=True)
         return 130
     except click.ClickException as e:
-        e.show()
+        explain_usage(e)
         return e.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except SystemExit as e:  # click: shell completion, or a reader of --help that went away
+        return e.code if isinstance(e.code, int) else 1
     except Exception as e:  # noqa: BLE001 - the boundary: a person reads what comes out here
         explain(e)
         return exit_code(e)

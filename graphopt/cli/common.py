@@ -1,37 +1,73 @@
-"""What several verbs share: consoles, JSON output, options, progress."""
+"""What several verbs share: options, JSON, and output that survives a closed pipe."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from graphopt.errors import ExportError
-from graphopt.manager.instruments import Instrument
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as RichProgress
 
-    from graphopt import ir
-    from graphopt.manager.base import Pass, Pipeline
-    from graphopt.manager.report import Report
-
-__all__ = ["Progress", "console", "data_option", "json_option", "target_option", "write_json"]
+__all__ = [
+    "check_json",
+    "check_writable",
+    "console",
+    "data_option",
+    "json_option",
+    "output",
+    "seed_option",
+    "show_json",
+    "target_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Wider than any line: what goes into a file or a pipe is not wrapped.
+_UNBOUNDED = 100_000
+
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that neither wraps nor colors what goes into a file or a pipe."""
+    """A console that takes text as it is, and wraps it for terminals only (or at ``COLUMNS``)."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 120, soft_wrap=False)
+    wraps = stream.isatty() or "COLUMNS" in os.environ
+    return Console(
+        stderr=stderr,
+        width=None if wraps else _UNBOUNDED,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+
+
+@contextlib.contextmanager
+def output() -> Iterator[None]:
+    """Print to standard output inside of this.
+
+    Whoever reads it may stop to, as ``head`` does: that is no error and changes no exit code.
+
+    Raises:
+        ExportError: It cannot be written for another reason, such as a full disk.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as e:
+        # What is still buffered would fail again when the interpreter exits.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(e, BrokenPipeError):
+            raise ExportError(f"standard output cannot be written: {e.strerror or e}") from e
 
 
 def json_option(f: F) -> F:
@@ -54,10 +90,24 @@ def data_option(f: F) -> F:
 
 def target_option(f: F) -> F:
     """The option ``--target T``."""
-    return click.option("--target", default=None, metavar="T", help="What to optimize for.")(f)
+    return click.option(
+        "--target", default=None, metavar="T", help="What to optimize for, such as cpu (default)."
+    )(f)
 
 
-def write_json(data: Any, file: str | None) -> bool:
+def seed_option(f: F) -> F:
+    """The option ``--seed N``, repeatable."""
+    return click.option(
+        "--seed",
+        "seeds",
+        type=click.IntRange(0),
+        multiple=True,
+        metavar="N",
+        help="Seed of made-up inputs; repeatable.",
+    )(f)
+
+
+def show_json(data: dict[str, Any], file: str | None) -> bool:
     """Write JSON where the user asked for it.
 
     Returns:
@@ -68,53 +118,69 @@ def write_json(data: Any, file: str | None) -> bool:
     """
     if file is None:
         return False
-    text = json.dumps(data, indent=2) + "\n"
+    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
     if file == "-":
-        click.echo(text, nl=False)
+        with output():
+            click.echo(text, nl=False)
         return True
-    from graphopt import ir
-
+    path = Path(file)
     try:
-        ir.atomic_write(Path(file).absolute(), text.encode())
+        if _special(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            from graphopt import ir
+
+            ir.atomic_write(Path(os.path.realpath(path)), text.encode())
     except OSError as e:
         raise ExportError(f"{file} cannot be written: {e.strerror or e}") from e
     return False
 
 
-class Progress(Instrument):
-    """A progress bar on stderr, where that is a terminal."""
+def check_json(file: str | None, *others: Path) -> None:
+    """Fail before the work if JSON cannot be written, or would overwrite another file.
 
-    def __init__(self) -> None:
-        self._bar: RichProgress | None = None
-        self._task: Any = None
+    Args:
+        file: The value of ``--json``.
+        others: Files that the command reads or writes besides.
 
-    def before_run(self, pipeline: Pipeline, model: ir.Model) -> None:
-        """Show the bar."""
-        if not sys.stderr.isatty():
-            return
-        from rich.progress import Progress as RichProgress
+    Raises:
+        ExportError: It cannot be written.
+        click.UsageError: It is one of the others.
+    """
+    if file is None or file == "-":
+        return
+    path = Path(file)
+    for other in others:
+        if os.path.realpath(path) == os.path.realpath(other):
+            raise click.UsageError(f"--json would overwrite {other}")
+    if not _special(path):
+        check_writable(path)
 
-        self.stop()
-        self._bar = RichProgress(console=console(stderr=True), transient=True)
-        self._task = self._bar.add_task("optimizing", total=sum(1 for _ in pipeline.leaves()))
-        self._bar.start()
 
-    def before_pass(self, each: Pass, model: ir.Model) -> None:
-        """Name the pass."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=each.name)
+def check_writable(path: Path) -> None:
+    """Fail before the work, not after it.
 
-    def after_pass(self, each: Pass, model: ir.Model, record: Any) -> None:
-        """Advance."""
-        if self._bar is not None:
-            self._bar.advance(self._task)
+    Raises:
+        ExportError: The file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise ExportError(f"{path} cannot be written: it is a directory")
+    if _special(target):
+        raise ExportError(f"{path} cannot be written: it is not a regular file")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise ExportError(f"{path} cannot be written: it is read-only")
+    if not target.parent.is_dir():
+        raise ExportError(f"{path} cannot be written: there is no folder {target.parent}")
+    # Only an attempt tells: permissions say little about network and read-only file systems.
+    attempt = target.with_name(f".{target.name}.{os.getpid()}.graphopt-tmp")
+    try:
+        attempt.touch()
+        attempt.unlink()
+    except OSError as e:
+        raise ExportError(f"{path} cannot be written: {e.strerror or e}") from e
 
-    def after_run(self, report: Report) -> None:
-        """Remove the bar."""
-        self.stop()
 
-    def stop(self) -> None:
-        """Remove the bar, whatever happened."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+def _special(path: Path) -> bool:
+    """Whether a path is a device or a pipe, which must be written to and never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()

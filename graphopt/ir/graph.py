@@ -24,6 +24,7 @@ __all__ = [
     "inputs",
     "is_deterministic",
     "is_pure",
+    "make_attr",
     "opset",
     "rank",
     "static_shape",
@@ -161,6 +162,23 @@ def attr(node: Node, name: str, default: Any = None) -> Any:
         return tuple(value) if isinstance(value, (list, tuple)) else value
     found = _schema.default(node.domain, node.op_type, opset(node, node.domain), name)
     return default if found is None else found
+
+
+def make_attr(name: str, value: Any) -> _ir.Attr:
+    """An attribute of the type that suits a Python value; bools are ints, empty lists are ints.
+
+    Args:
+        name: Name of the attribute.
+        value: int, float, str, a sequence of one of those, a tensor, a graph, or an attribute, which
+            is taken as it is.
+    """
+    if isinstance(value, _ir.Attr):
+        return value
+    if isinstance(value, bool):
+        value = int(value)
+    if isinstance(value, (list, tuple)) and not value:
+        return _ir.AttrInt64s(name, [])
+    return _ir.convenience.convert_attribute(name, value)
 
 
 def is_deterministic(node: Node) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import google.protobuf.message
 import onnx
+import onnx.inliner  # onnx itself does not import it
 import onnx_ir as _ir
 from onnx_ir import Model
 
@@ -74,20 +76,22 @@ def parse_text(text: str) -> Model:
 
 def clone(model: Model) -> Model:
     """Copy a model; weights are shared, since tensors are immutable."""
+    source = origin(model)
+    if source.opaque is not None:
+        assert source.proto is not None
+        directory = None if source.directory is None else Path(source.directory)
+        return _opaque(source.proto, directory, source.opaque)
     with gc_paused():
         copy = model.clone()
-        source = origin(model)
         copy.meta.update(model.meta)
-        fresh = Origin(
-            source.proto,
-            source.directory,
-            source.inputs,
-            source.outputs,
-            source.inner,
-            set(source.value_info),
-            source.annotated,
-            source.opaque,
-            list(source.remarks),
+        fresh = dataclasses.replace(
+            source,
+            inputs=dict(source.inputs),
+            outputs=dict(source.outputs),
+            inner=dict(source.inner),
+            value_info=set(source.value_info),
+            remarks=list(source.remarks),
+            seal=None,
         )
         copy.meta["graphopt.origin"] = fresh
         if source.seal is not None and verbatim(model) is not None:

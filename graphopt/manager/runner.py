@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
+from graphopt.analyses import Cost
 from graphopt.errors import (
     ConfigError,
     GraphOptError,
@@ -194,7 +195,10 @@ class _Run:
                     self.undone[undone.ordinal] = undone
                 continue
             break
-        self.report.before, self.report.after = self.before, attempt.size
+        compared(attempt.records, attempt.gains, Cost(attempt.model).seconds)
+        first, last = attempt.records[:1], attempt.records[-1:]
+        self.report.before = first[0].before if first else self.before
+        self.report.after = last[0].after if last else self.before
         self.report.passes = attempt.records
         self.report.oracle = self.summary(attempt)
         if self._oracle is not None:
@@ -270,6 +274,8 @@ class _Attempt:
         self.effective: list[Pass] = []
         self.count = 0
         self.size = run.before
+        self.costs = self.ctx[Cost].nodes
+        self.gains: dict[int, float] = {}
         self.verdict: dict[str, Any] | None = None
         if run.mode == "each":
             run.oracle().restart()
@@ -352,7 +358,6 @@ class _Attempt:
         if not changed:
             if ctx.inferred:
                 ctx.invalidate()
-                record.after = self.size = measure(self.model, ctx)
             return
         record.changed = True
         ctx.invalidate(each.preserves)
@@ -360,25 +365,30 @@ class _Attempt:
             ir.verify(self.model)
         except VerificationError as e:
             self.fail(each, ordinal, e, f"left an invalid model: {e}")
-        record.after = measure(self.model, ctx)
-        self.gate(each, ordinal, record)
+        found = ctx[Cost]
+        gain = found.gain(self.costs)
+        record.after = measure(self.model, found)
+        self.gate(each, ordinal, record, gain)
         self.check(each, ordinal, record)
         record.status = "ok"
-        self.size = record.after
+        self.size, self.costs = record.after, found.nodes
         self.effective.append(each)
+        self.gains[ordinal] = gain
 
-    def gate(self, each: Pass, ordinal: int, record: PassRecord) -> None:
+    def gate(self, each: Pass, ordinal: int, record: PassRecord, gain: float) -> None:
         manager = self.manager
         if manager.objective is None or each.exactness is Exactness.LOSSY:
             return
         before, after = record.before, record.after
-        # Dimensions that have just become known make the estimate larger, not the model slower.
-        key = "nodes" if manager.objective == "cost" and self.ctx.inferred else manager.objective
-        old, new = getattr(before, key), getattr(after, key)
-        if new > old * (1 + 1e-9) + (_SLACK_BYTES if key == "bytes" else 0):
-            shown = f"{old:.3g} to {new:.3g}" if key == "cost" else f"{old:,} to {new:,}"
-            name = "estimated cost (s)" if key == "cost" else key
-            self.undo(ordinal, f"{name} would rise from {shown}", record)
+        if manager.objective == "cost":
+            if gain < -1e-9 * before.cost:
+                rise = f"estimated cost would rise by {-gain * 1e6:.3g} us per inference"
+                self.undo(ordinal, rise, record)
+        else:
+            key = manager.objective
+            old, new = getattr(before, key), getattr(after, key)
+            if new > old + (_SLACK_BYTES if key == "bytes" else 0):
+                self.undo(ordinal, f"{key} would rise from {old:,} to {new:,}", record)
         if not manager.allow_growth and after.bytes > before.bytes * 1.01 + _SLACK_BYTES:
             self.undo(ordinal, f"bytes would rise from {before.bytes:,} to {after.bytes:,}", record)
 
@@ -423,18 +433,26 @@ def _find(instruments: Sequence[Instrument]) -> Instrument | None:
     return next((i for i in instruments if hasattr(i, "written")), None)
 
 
-def measure(model: ir.Model, ctx: Context | None = None) -> Size:
+def measure(model: ir.Model, cost: Cost | None = None) -> Size:
     """Size and estimated cost of a model."""
-    from graphopt.analyses import Cost
-
-    cost: Callable[..., Cost] = Cost
-    found = ctx[Cost] if ctx is not None else cost(model)
+    found = Cost(model) if cost is None else cost
     return Size(
         nodes=found.count,
         bytes=ir.nbytes(model),
         parameters=found.parameters,
         cost=found.seconds,
     )
+
+
+def compared(records: Sequence[PassRecord], gains: Mapping[int, float], cost: float) -> None:
+    """Restate the costs of all records by what the last pass knows of the shapes.
+
+    The estimate of the result is the best informed; what each pass saved leads back from there.
+    """
+    for i, record in reversed(list(enumerate(records))):
+        record.after = dataclasses.replace(record.after, cost=cost)
+        cost += gains.get(i, 0.0)
+        record.before = dataclasses.replace(record.before, cost=cost)
 
 
 def file_bytes(model: ir.Model) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
-import onnx_ir as _ir
 
 from graphopt import ir
 from graphopt.errors import StructureError
@@ -128,7 +127,7 @@ class Rewriter(SubgraphVerbs):
         op_type: str,
         *inputs: ir.Value | None,
         like: ir.Node | None = ...,
-        outputs: Literal[1] = ...,
+        outputs: None = ...,
         domain: str = ...,
         **attrs: AttrValue,
     ) -> ir.Value: ...
@@ -147,7 +146,7 @@ class Rewriter(SubgraphVerbs):
         op_type: str,
         *inputs: ir.Value | None,
         like: ir.Node | None = None,
-        outputs: int = 1,
+        outputs: int | None = None,
         domain: str = "",
         **attrs: AttrValue,
     ) -> ir.Value | tuple[ir.Value, ...]:
@@ -157,12 +156,12 @@ class Rewriter(SubgraphVerbs):
             op_type: Operator, at the opset of the model.
             *inputs: Inputs; None for absent ones, trailing ones are dropped.
             like: Copy the attributes and the name of this node.
-            outputs: Number of outputs.
+            outputs: Number of outputs; None for the one that most operators have.
             domain: Operator domain.
             **attrs: Attributes; None removes one that ``like`` brought.
 
         Returns:
-            The output, or a tuple of them where ``outputs`` is above 1.
+            The output, or a tuple of them where ``outputs`` is given.
 
         Raises:
             StructureError: A standard operator does not take these inputs or attributes.
@@ -171,7 +170,7 @@ class Rewriter(SubgraphVerbs):
         for key, value in attrs.items():
             merged.pop(key, None)
             if value is not None:
-                merged[key] = _attribute(key, value)
+                merged[key] = ir.make_attr(key, value)
         args = list(inputs)
         while args and args[-1] is None:
             args.pop()
@@ -181,7 +180,7 @@ class Rewriter(SubgraphVerbs):
             raise StructureError(problem)
         name = (like.name if like is not None else None) or self._node_name
         node = ir.Node(
-            domain, op_type, args, list(merged.values()), num_outputs=outputs, name=name or ""
+            domain, op_type, args, list(merged.values()), num_outputs=outputs or 1, name=name or ""
         )
         for out in node.outputs:
             out.name = self.fresh(op_type.lower())
@@ -192,7 +191,7 @@ class Rewriter(SubgraphVerbs):
         self.changed = True
         self.created.append(node)
         self.on_touch(node)
-        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+        return node.outputs[0] if outputs is None else tuple(node.outputs)
 
     # How
 
@@ -276,7 +275,7 @@ class Rewriter(SubgraphVerbs):
             if value is None:
                 node.attributes.pop(key, None)
             else:
-                node.attributes[key] = _attribute(key, value)
+                node.attributes[key] = ir.make_attr(key, value)
         self.on_touch(node)
         self.changed = True
 
@@ -430,6 +429,7 @@ class Rewriter(SubgraphVerbs):
                 raise StructureError(f"the graph {kind} are {got}, not {have}")
         self.model.graph = self._graph = other.graph
         self.model.ir_version = other.ir_version
+        origin(self.model).inner = origin(other).inner
         self._before, self._names = None, None
         self.created, self._constants = [], []
         self.changed = True
@@ -468,13 +468,3 @@ class Rewriter(SubgraphVerbs):
 def is_dead(node: ir.Node) -> bool:
     """Whether nothing uses a node and removing it has no effect."""
     return all(not v.uses() and not v.is_graph_output() for v in node.outputs) and ir.is_pure(node)
-
-
-def _attribute(key: str, value: AttrValue) -> ir.Attr:
-    if isinstance(value, ir.Attr):
-        return value
-    if isinstance(value, bool):
-        value = int(value)
-    if isinstance(value, (list, tuple)) and not value:
-        return _ir.AttrInt64s(key, [])
-    return _ir.convenience.convert_attribute(key, value)  # type: ignore[arg-type]

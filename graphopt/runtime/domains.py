@@ -123,7 +123,10 @@ class Draw:
         return math.prod(self.shape)
 
     def full(self, value: float) -> Array:
-        """A constant."""
+        """A constant, the nearest one that the type holds."""
+        if self.dtype.kind in "iu":
+            info = np.iinfo(self.dtype)
+            value = min(max(value, int(info.min)), int(info.max))
         return np.full(self.shape, value, self.dtype)
 
     def integers(self, low: int, high: int) -> Array:

@@ -94,6 +94,7 @@ _KINDS = (
     ("sequence", re.compile(r"seq|len|time|token|frame|step|^s$|^t$|^l$")),
 )
 
+_CONVS = ("Conv", "ConvTranspose")
 _STATE = re.compile(r"state|hidden|cell|^[hc]_?(\d|n|in)?$")
 
 # How values are drawn: as the consumers suggest, else ever more cautiously.
@@ -169,7 +170,7 @@ def probes(
             if accept(feeds):
                 found.append(Probe(feeds, "made", seed, _dims(specs, setting)))
     # Where the model knows only one setting, other values stand in for other dimensions.
-    for extra in range(1, settings - len(chosen) + 1 if chosen else 0):
+    for extra in range(1, settings - len(chosen) + 1 if chosen and specs else 0):
         setting, turn, variant, _ = chosen[0]
         feeds = _make(specs, setting, turn, variant, max(seeds) + extra)
         if accept(feeds):
@@ -185,28 +186,26 @@ def _choose(
         wanted = 1
     for variant in _VARIANTS:
         chosen: list[tuple[_Setting, int, str, Feeds]] = []
+        used: set[tuple[object, ...]] = set()
         tried: set[tuple[object, ...]] = set()
-        for setting, again in itertools.product(_SETTINGS, (0, 1) if switched else (0,)):
-            # First the other position of the switches, then, if the model refuses it, the same.
-            turn = len(chosen) + again
+        for setting in _SETTINGS:
             sizes = tuple(_dims(specs, setting).items())
-            if len(chosen) == wanted or any(sizes == _dims_of(specs, c) for c in chosen if sizes):
+            if len(chosen) == wanted or sizes in used:
                 continue
-            if (sizes, turn if switched else 0) in tried:
-                continue
-            tried.add((sizes, turn if switched else 0))
-            feeds = _make(specs, setting, turn, variant, seed)
-            if accept(feeds):
-                chosen.append((setting, turn, variant, feeds))
+            # First the other position of the switches; the same one, if the model refuses that.
+            for turn in (len(chosen), len(chosen) + 1) if switched else (len(chosen),):
+                attempt = (sizes, turn if switched else 0)
+                if attempt in tried:
+                    continue
+                tried.add(attempt)
+                feeds = _make(specs, setting, turn, variant, seed)
+                if accept(feeds):
+                    chosen.append((setting, turn, variant, feeds))
+                    used.update([sizes] if sizes else [])
+                    break
         if chosen:
             return chosen
     return []
-
-
-def _dims_of(
-    specs: Sequence[InputSpec], chosen: tuple[_Setting, int, str, Feeds]
-) -> tuple[tuple[str, int], ...]:
-    return tuple(_dims(specs, chosen[0]).items())
 
 
 def _switches(spec: InputSpec) -> bool:
@@ -264,7 +263,7 @@ def _ranked(spec: InputSpec) -> tuple[int | str | None, ...]:
     if spec.dims is not None:
         return spec.dims
     for use in spec.uses:
-        if use.direct and use.node.op_type in ("Conv", "ConvTranspose") and use.index == 0:
+        if use.direct and use.node.op_type in _CONVS and use.index == 0:
             weight = ir.rank(use.node.inputs[1])
             if weight is not None:
                 return (None,) * weight
@@ -280,7 +279,8 @@ def _kind(spec: InputSpec, symbol: str | None, axis: int, rank: int) -> str:
     first = 1 if rank == 3 and _STATE.search(spec.name.lower()) else 0
     if rank >= 2 and axis == first:
         return "batch"
-    if rank >= 4 and axis >= 2:
+    convolved = any(u.direct and u.index == 0 and u.node.op_type in _CONVS for u in spec.uses)
+    if axis >= 2 and (rank >= 4 or convolved):
         return "width" if axis == rank - 1 else "height"
     return "sequence" if rank in (1, 2) or (rank == 3 and axis == 1) else "other"
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import ir
 from graphopt.errors import RuntimeUnavailable, SessionError
 from graphopt.runtime import session as sessions
-from graphopt.runtime.session import open_session, ort
+from graphopt.runtime.session import Session, open_session, ort
 
 HEADER = '<ir_version: 10, opset_import: ["": 21]>'
 
@@ -142,6 +142,16 @@ def test_optimizer_is_off_unless_asked() -> None:
         assert options.intra_op_num_threads == 2
 
 
+def open_or_skip(model: Any, **options: Any) -> Session:
+    """Open a session; skip where this version of ONNX Runtime lacks a kernel for the type."""
+    try:
+        return open_session(model, **options)
+    except SessionError as e:
+        if "NOT_IMPLEMENTED" not in str(e):
+            raise
+        pytest.skip(str(e))
+
+
 FLOATS = {
     TensorProto.BFLOAT16: ml_dtypes.bfloat16,
     TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
@@ -170,10 +180,10 @@ def test_four_bit_integers_in_and_out(elem: int, shape: tuple[int, ...]) -> None
     values = (np.arange(size) * 5 % 16 + low).reshape(shape)
     x = values.astype(INTEGERS[elem])
     into = model_of("Cast", tensor(elem, shape), tensor(TensorProto.INT32, shape), to=6)
-    with open_session(into) as session:
+    with open_or_skip(into) as session:
         assert_array_equal(session.run({"x": x})["y"], values)
     out = model_of("Cast", tensor(TensorProto.INT32, shape), tensor(elem, shape), to=elem)
-    with open_session(out) as session:
+    with open_or_skip(out) as session:
         y = session.run({"x": values.astype(np.int32)})["y"]
         assert y.dtype == x.dtype
         assert_array_equal(y.astype(np.int32), values)
@@ -338,7 +348,7 @@ def test_large_weights_of_every_type(dtype: Any, optimize: bool) -> None:
     assert graph.initializer[0].data_type == elem
     imports = [helper.make_opsetid("", 21)]
     model = ir.load(helper.make_model(graph, opset_imports=imports, ir_version=10))
-    with open_session(model, optimize=optimize) as session:
+    with open_or_skip(model, optimize=optimize) as session:
         y = session.run({"x": np.zeros(1, np.float32)})["y"]
     assert_array_equal(y, values)
 

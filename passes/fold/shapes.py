@@ -1,0 +1,261 @@
+"""Turn shape arithmetic into constants."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphopt import Context, Exactness, Pass, Rewriter, apply_rules, ir
+from graphopt.passes.fold._dims import Dim, Element
+from graphopt.passes.fold._materialize import materialize
+from graphopt.passes.fold._reads import is_used
+from graphopt.passes.fold._shape_values import ShapeValues, broadcast_dims, sizes
+
+__all__ = ["FoldShapes"]
+
+_LAST = int(np.iinfo(np.int64).max)
+
+
+class FoldShapes(Pass):
+    """Compute shapes at compile time.
+
+    What it does: Follows small integer tensors, with symbolic sizes, through Shape, Size, Gather,
+        Slice, Concat, arithmetic, comparisons and whatever else exporters make of ``x.view(...)``.
+        A tensor all of whose elements are numbers becomes a constant. The target of a Reshape
+        becomes constant if each size in it is a number, the size that the data has at that place
+        (0, "copy"), or the only other one (-1); that of an Expand and the ends of a Slice likewise.
+        A Reshape or an Expand to the shape the data already has is removed. What computed the
+        shapes is then unused, and is removed too.
+
+    Exactness: bitwise. A -1 is written only where the other sizes cannot be 0, since no size can be
+        inferred from an empty tensor.
+
+    Needs: inferred shapes; run infer-shapes before it where earlier passes have made sizes known.
+        Declared static sizes of inputs are trusted, negative ones are unknown. Symbolic sizes of
+        inputs are equal if they have the same name, except where one input uses a name twice.
+
+    Options: ``nonempty``: assume that no dimension is ever 0, so that -1 may stand beside copied
+        sizes (default: no).
+
+    Example: ``Reshape(x, Concat(Unsqueeze(Gather(Shape(x), 0)), [12], [-1]))`` ->
+        ``Reshape(x, [0, 12, -1])``
+
+    Declines when: two or more sizes of a target are neither numbers nor those of the data; a size
+        depends on the values of an input; a tensor has more than 64 elements.
+
+    References: https://onnx.ai/onnx/operators/onnx__Reshape.html
+    """
+
+    name: ClassVar[str] = "fold-shapes"
+    exactness: ClassVar[Exactness] = Exactness.BITWISE
+    min_opset: ClassVar[int] = 7
+    nonempty: bool = False
+
+    def run(self, model: ir.Model, ctx: Context) -> bool:
+        """Follow all shapes, then rewrite what uses them."""
+        values = ShapeValues(model)
+        if not values.known:
+            return False
+        rw = ctx.rewriter()
+        folder = _Folder(rw, ctx, values, self.nonempty)
+        for graph in ir.all_graphs(model):
+            for node in tuple(graph):
+                folder.visit(node)
+        if rw.changed:
+            ctx.stats.add(apply_rules(rw, ()))
+        return rw.changed
+
+
+class _Folder:
+    def __init__(self, rw: Rewriter, ctx: Context, values: ShapeValues, nonempty: bool) -> None:
+        self.rw = rw
+        self.ctx = ctx
+        self.values = values
+        self.nonempty = nonempty
+        self.made: dict[tuple[int, ...], ir.Value] = {}
+
+    def allow(self, rule: str, node: ir.Node) -> bool:
+        if not self.ctx.allow(f"{rule} at %{node.outputs[0].name}"):
+            return False
+        self.ctx.stats.applied[rule] += 1
+        return True
+
+    def visit(self, node: ir.Node) -> None:
+        if node.domain != "":
+            return
+        for value in node.outputs:
+            self.constant(value)
+        match node.op_type:
+            case "Reshape":
+                self.reshape(node)
+            case "Expand":
+                self.expand(node)
+            case "Slice":
+                self.slice(node)
+
+    def constant(self, value: ir.Value) -> None:
+        """Replace a value that is fully known, where something needs it."""
+        node = value.producer()
+        if node is None or not self.is_number(value) or ir.const(value) is not None:
+            return
+        if not value.is_graph_output() and all(self.is_folded(u.node) for u in value.uses()):
+            return
+        assert value.dtype is not None
+        data = self.values.known[value].astype(value.dtype.numpy())
+        if self.allow("fold-shape", node):
+            materialize(self.rw, value, data)
+
+    def is_number(self, value: ir.Value) -> bool:
+        array = self.values.known.get(value)
+        return array is not None and all(isinstance(e, int) for e in array.flat)
+
+    def is_folded(self, node: ir.Node) -> bool:
+        """Whether a node goes, since all it computes is known."""
+        return all(self.is_number(v) or not is_used(v) for v in node.outputs)
+
+    def target(self, sizes_: list[int], name: str) -> ir.Value:
+        """A constant vector, made once per content, visible everywhere."""
+        key = tuple(sizes_)
+        if key not in self.made:
+            with self.rw.at_end(self.rw.model.graph):
+                self.made[key] = self.rw.const(np.array(sizes_, np.int64), name)
+        return self.made[key]
+
+    def scaffold(self, node: ir.Node, index: int) -> list[Element] | None:
+        """The elements of an input that nodes compute, in part from sizes that are not numbers."""
+        value = node.inputs[index] if len(node.inputs) > index else None
+        array = self.values.known.get(value) if value is not None else None
+        if value is None or array is None or ir.const(value) is not None or array.ndim != 1:
+            return None
+        return sizes(array)
+
+    def reshape(self, node: ir.Node) -> None:
+        data = node.inputs[0]
+        have = self.values.dims(data)
+        if ir.opset(node) < 5 or data is None or have is None or not is_used(node.outputs[0]):
+            return
+        if self.values.reshaped(node) == have:
+            self.drop("drop-reshape", node, data)
+            return
+        given = self.scaffold(node, 1)
+        if given is None:
+            return
+        found = reshape_target(given, have, bool(ir.attr(node, "allowzero", 0)), self.nonempty)
+        if found is None:
+            self.ctx.decline("fix-reshape", "more than one size of the target is unknown")
+        elif self.allow("fix-reshape", node):
+            target, copies = found
+            name = node.inputs[1].name if node.inputs[1] is not None else None
+            self.rw.set_input(node, 1, self.target(target, name or "shape"))
+            if copies and ir.attr(node, "allowzero", 0):
+                self.rw.set_attr(node, allowzero=None)
+
+    def expand(self, node: ir.Node) -> None:
+        data, given = node.inputs[0], self.scaffold(node, 1)
+        have = self.values.dims(data)
+        if given is None or have is None or data is None or not is_used(node.outputs[0]):
+            return
+        if broadcast_dims([have, tuple(given)]) == have and _matches(given, have):
+            self.drop("drop-expand", node, data)
+            return
+        padded = (*[None] * (len(given) - len(have)), *have)[-len(given) :]
+        target = [
+            1 if isinstance(size, Dim) and size == own else size
+            for size, own in zip(given, padded, strict=True)
+        ]
+        if any(not isinstance(size, int) for size in target):
+            self.ctx.decline("fix-expand", "a size of the target is unknown")
+        elif self.allow("fix-expand", node):
+            numbers = [size for size in target if isinstance(size, int)]
+            name = node.inputs[1].name if node.inputs[1] is not None else None
+            self.rw.set_input(node, 1, self.target(numbers, name or "shape"))
+
+    def slice(self, node: ir.Node) -> None:
+        if ir.opset(node) < 10 or not is_used(node.outputs[0]):
+            return
+        given, have = self.scaffold(node, 2), self.values.dims(node.inputs[0])
+        ends = node.inputs[2]
+        if given is None or have is None or ends is None or ends.dtype != ir.DataType.INT64:
+            return
+        axes = self.numbers(node, 3, list(range(len(given))))
+        steps = self.numbers(node, 4, [1] * len(given))
+        if axes is None or steps is None or not len(axes) == len(steps) == len(given):
+            return
+        target: list[int] = []
+        for size, axis, step in zip(given, axes, steps, strict=True):
+            if isinstance(size, int):
+                target.append(size)
+            elif size is not None and step > 0 and size == have[axis % len(have)]:
+                target.append(_LAST)
+            else:
+                self.ctx.decline("fix-slice", "an end is unknown")
+                return
+        if self.allow("fix-slice", node):
+            self.rw.set_input(node, 2, self.target(target, ends.name or "ends"))
+
+    def numbers(self, node: ir.Node, index: int, default: list[int]) -> list[int] | None:
+        """The elements of an input if all are known; ``default`` where it is absent."""
+        if len(node.inputs) <= index or node.inputs[index] is None:
+            return default
+        array = self.values.read(node.inputs[index])
+        if array is None or not all(isinstance(e, int) for e in array.flat):
+            return None
+        return [int(e) for e in array.flat]
+
+    def drop(self, rule: str, node: ir.Node, data: ir.Value) -> None:
+        """Let users of a node use its input, unless that takes another node."""
+        out = node.outputs[0]
+        if not self.rw.can_replace(out, data):
+            return
+        if self.allow(rule, node):
+            self.rw.replace(out, data)
+
+
+def reshape_target(
+    given: list[Element], have: tuple[int | Dim, ...], allow_zero: bool, nonempty: bool
+) -> tuple[list[int], bool] | None:
+    """A constant target of a Reshape that does the same.
+
+    Args:
+        given: Elements of the present target.
+        have: Dimensions of the data.
+        allow_zero: Whether a 0 in the present target means an empty dimension, not a copied one.
+        nonempty: Whether no dimension is ever 0.
+
+    Returns:
+        The target, and whether it copies sizes, which needs ``allowzero=0``; None if there is none.
+    """
+    target: list[int] = []
+    unknown = 0
+    copies = maybe_empty = False
+    for i, size in enumerate(given):
+        if isinstance(size, int):
+            copied = size == 0 and not allow_zero
+            maybe_empty |= size == 0 and not (copied and i < len(have) and _positive(have[i]))
+            unknown += size == -1
+            target.append(size)
+        elif size is not None and i < len(have) and size == have[i]:
+            copies = maybe_empty = True
+            target.append(0)
+        else:
+            unknown += 1
+            target.append(-1)
+    inferred = [size for size in given if not isinstance(size, int)]
+    if unknown > 1 or (copies and allow_zero and 0 in given):
+        return None
+    new = unknown == 1 and -1 not in given
+    if new and maybe_empty and not nonempty:
+        return None
+    return (target, copies) if inferred else None
+
+
+def _positive(size: Any) -> bool:
+    return isinstance(size, int) and size > 0
+
+
+def _matches(given: list[Element], have: tuple[int | Dim, ...]) -> bool:
+    """Whether every size of an Expand target is 1 or that of the data."""
+    return len(given) <= len(have) and all(
+        size in (1, own) for size, own in zip(given[::-1], have[::-1], strict=False)
+    )

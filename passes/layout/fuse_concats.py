@@ -1,0 +1,118 @@
+"""Chains of Concat and Split."""
+
+from __future__ import annotations
+
+from graphopt import Exactness, Match, Op, Replacement, RewritePass, Rewriter, Var, ir, rule
+from graphopt.passes.layout.axes import inner_is_spare, integers, normalized
+
+__all__ = ["FuseConcats"]
+
+_x = Var()
+_split = Op("Split", _x, variadic=True, shared=True)
+_concat = Op("Concat", variadic=True)
+_inner_concat = Op("Concat", variadic=True, shared=True)
+
+
+@rule(Op("Concat", _x), benefit=3)
+def drop_concat(m: Match, rw: Rewriter) -> Replacement:
+    """A Concat of one tensor."""
+    return m[_x]
+
+
+@rule(Op("Concat", _split, variadic=True), benefit=2)
+def concat_of_split(m: Match, rw: Rewriter) -> Replacement:
+    """All that a Split made, put together again."""
+    if tuple(m.root.inputs) != tuple(m[_split].outputs):
+        return m.fail("it does not put together all that the Split made")
+    if _axis(m.root, m[_x]) != _axis(m[_split], m[_x]):
+        return m.fail("the Split is along another axis")
+    return m[_x]
+
+
+@rule(_concat)
+def concat_of_concat(m: Match, rw: Rewriter) -> Replacement:
+    """A Concat among what is concatenated along the same axis."""
+    parts: list[ir.Value | None] = []
+    merged = False
+    for value in m.root.inputs:
+        maker = value.producer() if value is not None else None
+        if (
+            maker is not None
+            and maker.op_type == "Concat"
+            and not maker.domain
+            and maker.graph is m.root.graph
+            and inner_is_spare(maker)
+            and _axis(maker, maker.outputs[0]) == _axis(m.root, m.root.outputs[0])
+        ):
+            parts += maker.inputs
+            merged = True
+        else:
+            parts.append(value)
+    return rw.op("Concat", *parts, like=m.root) if merged else None
+
+
+@rule(Op("Split", _inner_concat, variadic=True))
+def split_of_concat(m: Match, rw: Rewriter) -> Replacement:
+    """A Split into just what was put together."""
+    split, concat = m.root, m[_inner_concat]
+    joined = concat.outputs[0]
+    axis = _axis(split, joined)
+    if axis != _axis(concat, joined):
+        return m.fail("the Concat is along another axis")
+    if len(split.outputs) != len(concat.inputs):
+        return m.fail("it splits into more or fewer parts")
+    rank = ir.rank(joined)
+    at = axis if rank is None or axis >= 0 else axis + rank
+    sizes = integers(split, "split", 1, 13)
+    if sizes is None:
+        return m.fail("the sizes of the parts are not constant")
+    wanted = sizes or [_size(v, at) for v in split.outputs]
+    for size, value in zip(wanted, concat.inputs, strict=False):
+        if value is None or size is None or _size(value, at) != size:
+            return m.fail("the sizes of the parts differ or are not known")
+    if not all(
+        v is not None and rw.can_replace(out, v)
+        for out, v in zip(split.outputs, concat.inputs, strict=True)
+    ):
+        return m.fail("a graph output needs a node to produce it")
+    return concat.inputs
+
+
+def _axis(node: ir.Node, value: ir.Value) -> int:
+    """The axis, from the front where the rank is known."""
+    axis = int(ir.attr(node, "axis", 0))
+    found = normalized((axis,), ir.rank(value))
+    return axis if found is None else found[0]
+
+
+def _size(value: ir.Value | None, axis: int) -> int | None:
+    shape = ir.dims(value)
+    size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+    return size if isinstance(size, int) else None
+
+
+class FuseConcats(RewritePass):
+    """Merge Concat with Concat and with Split.
+
+    What it does: a Concat of one tensor goes away; one inside another along the same axis becomes
+    part of it; a Concat of everything that a Split made gives back what was split, and a Split into
+    just the parts that were concatenated gives back the parts.
+
+    Exactness: BITWISE
+
+    Needs: nothing
+
+    Options: none
+
+    Example: Concat(a, Concat(b, c) {axis=1}) {axis=1} -> Concat(a, b, c) {axis=1}
+
+    Declines when: axes differ; parts are missing, repeated or in another order; sizes differ or are
+    not known; something else uses an inner Concat; graph outputs would need nodes of their own.
+
+    References: ONNX operators Concat, Split (https://onnx.ai/onnx/operators/).
+    """
+
+    name = "fuse-concats"
+    exactness = Exactness.BITWISE
+    min_opset = 4
+    rules = (drop_concat, concat_of_split, concat_of_concat, split_of_concat)
