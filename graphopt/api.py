@@ -5,22 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
+from graphopt.errors import ExportError, SessionError, TargetError, VerificationError
 from graphopt.frontends import load
 from graphopt.manager.base import Pass
 from graphopt.manager.instruments import Instrument
 from graphopt.manager.runner import Objective, OracleMode, PassManager, Result
 
 if TYPE_CHECKING:
+    from graphopt.calibration import Samples
     from graphopt.runtime.compare import Comparison
     from graphopt.runtime.latency import Latency
+    from graphopt.runtime.oracle import Oracle
+    from graphopt.runtime.probe import Probe
     from graphopt.targets import Target
 
 __all__ = ["bench", "load", "optimize", "save", "verify"]
 
-Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+Data = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+
+# Batches of the user's data that two models are compared on unless told otherwise: their outputs
+# are kept in memory.
+_BATCHES = 32
 
 
 def optimize(
@@ -31,6 +39,7 @@ def optimize(
     target: str | Target = "cpu",
     data: Data | None = None,
     oracle: OracleMode = "end",
+    on_mismatch: Literal["revert", "raise"] = "revert",
     objective: Objective | None = "cost",
     allow_growth: bool = False,
     instruments: Sequence[Instrument] = (),
@@ -38,13 +47,23 @@ def optimize(
 ) -> Result:
     """Optimize a model and check that it still computes the same.
 
+    >>> result = optimize("models/digits_resnet.onnx", data="models/digits_calib.npz")
+    >>> result.report.after.nodes < result.report.before.nodes
+    True
+    >>> result.report.oracle["verdict"], result.report.reverted
+    ('equal', [])
+
     Args:
         model: Whatever :func:`load` reads. It is not modified.
         pipeline: Pipeline text, a pipeline, or a pass.
         inputs: Example inputs, for a torch module.
         target: What to optimize for.
-        data: Samples: an npz or a folder as for ``--data``, or an iterable of dicts of arrays.
+        data: Samples: the path of an npz or a folder as for ``--data``; or batches, each a dict of
+            arrays by input name, in a list or another collection that can be read repeatedly (what
+            can be read only once is read into memory), or a single such dict.
         oracle: Compare outputs after each pass, once at the end, or not at all.
+        on_mismatch: What to do with a pass that raises, breaks the model or changes its numbers:
+            undo it and go on, or raise.
         objective: What must not get worse in a pass; None keeps everything.
         allow_growth: Let the file become larger.
         instruments: Observers of the run.
@@ -55,27 +74,45 @@ def optimize(
 
     Raises:
         FrontendError: The model cannot be read.
-        PipelineSyntaxError, UnknownPassError, TargetError, ConfigError: An argument is wrong.
+        PipelineSyntaxError, UnknownPassError, ConfigError: An argument is wrong.
         CalibrationError: The data does not fit the model.
+        RuntimeUnavailable: onnxruntime is not installed, and ``oracle`` is not ``"off"``.
+        PassFailed, NumericalMismatch: A pass failed its check (only with ``on_mismatch="raise"``).
     """
-    loaded = model if isinstance(model, ir.Model) else load(model, inputs=inputs)
+    if oracle != "off":
+        from graphopt.runtime.session import ort
+
+        ort()
+    loaded = _loaded(model, inputs)
+    batches = samples(data, loaded)
     manager = PassManager(
         pipeline,
         target=target,
-        data=samples(data, loaded),
+        data=batches,
         oracle=oracle,
+        on_mismatch=on_mismatch,
         objective=objective,
         allow_growth=allow_growth,
         instruments=instruments,
         seeds=seeds,
     )
-    return manager.run(loaded)
+    result = manager.run(loaded)
+    if batches is not None:
+        result.report.remarks += batches.remarks
+    return result
 
 
 def save(
     model: ir.Model, path: str | os.PathLike[str], *, external_data: bool | None = None
 ) -> list[Path]:
     """Write a model atomically: ``path`` holds either the new model or, after a crash, the old one.
+
+    >>> import tempfile
+    >>> model = load("models/digits_resnet.onnx")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = save(model, f"{folder}/net.onnx", external_data=True)
+    >>> [file.name for file in files]
+    ['net.onnx', 'net.onnx.data']
 
     Args:
         model: Model to write.
@@ -88,6 +125,8 @@ def save(
     Raises:
         ExportError: The destination cannot be written.
     """
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        raise ExportError(f"{os.fspath(path)} cannot be written: it is not a regular file")
     return ir.save(model, path, external_data=external_data)
 
 
@@ -98,32 +137,37 @@ def verify(
     data: Data | None = None,
     exactness: str = "rounding",
     seeds: Sequence[int] = (0, 1),
+    samples: int = _BATCHES,
 ) -> Comparison:
     """Compare the outputs of two models, by ONNX Runtime with its optimizations off.
+
+    >>> result = optimize("models/digits_resnet.onnx")
+    >>> verify("models/digits_resnet.onnx", result.model).ok
+    True
 
     Args:
         a: The original, whatever :func:`load` reads.
         b: The other.
         data: Samples, as for :func:`optimize`; made-up inputs are used besides.
-        exactness: ``bitwise``, ``rounding`` or ``lossy`` (types and shapes only).
+        exactness: ``bitwise``, ``rounding`` or ``lossy`` (names, types and shapes only; the result
+            tells the signal-to-noise ratio).
         seeds: Seeds of the made-up inputs.
+        samples: How many batches of the data to compare on, at most.
+
+    Returns:
+        Whether they agree and, if not, why; and the largest differences.
 
     Raises:
         FrontendError: A model cannot be read.
         SessionError: ONNX Runtime does not run the original.
-        VerificationError: The interfaces differ.
+        VerificationError: They do not have inputs and outputs of the same names.
+        CalibrationError: The data does not fit the original.
+        ConfigError: There is no such exactness.
     """
-    from graphopt.errors import SessionError, VerificationError
-    from graphopt.runtime.oracle import Oracle
-
-    first, second = (m if isinstance(m, ir.Model) else load(m) for m in (a, b))
-    problem = ir.interface_difference(first, second)
-    if problem is not None:
-        raise VerificationError(problem)
-    oracle = Oracle(first, data=samples(data, first), seeds=seeds)
-    if not oracle.available:
-        raise SessionError(f"the first model does not run: {oracle.reason}")
-    return oracle.check(second, exactness)
+    found, _ = judge(
+        _loaded(a), _loaded(b), data=data, exactness=exactness, seeds=seeds, batches=samples
+    )
+    return found
 
 
 def bench(
@@ -138,32 +182,105 @@ def bench(
 ) -> Latency:
     """Compare the latency of two models by interleaved runs.
 
+    >>> result = optimize("models/digits_resnet.onnx")
+    >>> timings = bench("models/digits_resnet.onnx", result.model, seconds=0.1)
+    >>> speedup = 1 / timings["b"].ratio
+    >>> timings["a"].median > 0 and speedup > 0
+    True
+
     Args:
         a: The original, whatever :func:`load` reads.
         b: The other; it must accept the same inputs.
-        data: Samples, as for :func:`optimize`; otherwise inputs are made up.
+        data: Samples, as for :func:`optimize`, of which the first batch is used; otherwise inputs
+            are made up.
         threads: Threads within an operator.
         optimize: Let ONNX Runtime optimize both, as its users run it.
         target: Whose execution providers to run on.
         seconds: Roughly how long to measure.
 
+    Returns:
+        Timings named ``"a"`` and ``"b"``.
+
     Raises:
         FrontendError: A model cannot be read.
         SessionError: ONNX Runtime does not run one of them.
+        VerificationError: They do not have inputs of the same names.
+        TargetError: This ONNX Runtime lacks the target's execution provider.
+        CalibrationError: The data does not fit the original.
     """
-    from graphopt.errors import SessionError
-    from graphopt.runtime.latency import compare_latency
+    first, second = _loaded(a), _loaded(b)
+    return race(
+        first, second, bench_input(first, second, data, target),
+        threads=threads, optimize=optimize, target=target, seconds=seconds,
+    )  # fmt: skip
+
+
+# What the command line says more about than the functions above return.
+
+
+def judge(
+    first: ir.Model,
+    second: ir.Model,
+    *,
+    data: Data | None,
+    exactness: str,
+    seeds: Sequence[int],
+    batches: int,
+) -> tuple[Comparison, Oracle]:
+    """Compare two models; see :func:`verify`. Returns what it was compared on, too."""
+    from graphopt.errors import ConfigError
+    from graphopt.manager.base import Exactness
     from graphopt.runtime.oracle import Oracle
+
+    if exactness not in (known := [e.value for e in Exactness]):
+        raise ConfigError(f"{exactness!r} is none of {', '.join(known)}")
+    _comparable(first, second)
+    oracle = Oracle(first, data=samples(data, first), seeds=seeds, samples=batches)
+    if not oracle.available:
+        raise SessionError(f"the first model does not run: {oracle.reason}")
+    return oracle.check(second, exactness), oracle
+
+
+def bench_input(
+    first: ir.Model, second: ir.Model, data: Data | None, target: str | Target
+) -> Probe:
+    """What to run two models on; see :func:`bench`."""
+    from graphopt.runtime.oracle import Oracle
+    from graphopt.runtime.session import ort
     from graphopt.targets import get
 
-    first, second = (m if isinstance(m, ir.Model) else load(m) for m in (a, b))
+    chosen = get(target)
+    present = ort().get_available_providers()
+    if chosen.providers[0] not in present:
+        raise TargetError(
+            f"target {chosen.name!r} needs {chosen.providers[0]}, which this onnxruntime lacks: it "
+            f"has {', '.join(present)}"
+        )
+    _comparable(first, second)
     oracle = Oracle(first, data=samples(data, first), settings=1)
     if not oracle.available:
         raise SessionError(f"the first model does not run: {oracle.reason}")
+    return oracle.probes[0]
+
+
+def race(
+    first: ir.Model,
+    second: ir.Model,
+    probe: Probe,
+    *,
+    threads: int,
+    optimize: bool,
+    target: str | Target,
+    seconds: float,
+) -> Latency:
+    """Measure two models on one input; see :func:`bench`."""
+    from graphopt.runtime.latency import compare_latency
+    from graphopt.targets import get
+
     return compare_latency(
         first,
         second,
-        oracle.feeds[0],
+        probe.feeds,
         threads=threads,
         optimize=optimize,
         providers=get(target).providers,
@@ -171,10 +288,49 @@ def bench(
     )
 
 
-def samples(data: Data | None, model: ir.Model) -> Iterable[Mapping[str, Any]] | None:
-    """Samples of a model's inputs from what a user calls data."""
-    if data is None or not isinstance(data, (str, os.PathLike)):
-        return data
-    from graphopt.calibration import load_data
+def samples(data: Data | None, model: ir.Model) -> Samples | None:
+    """Samples of a model's inputs from what a user calls data.
 
-    return load_data(data, model)
+    Raises:
+        CalibrationError: They do not fit the model's inputs.
+    """
+    if data is None:
+        return None
+    from graphopt.calibration import Samples, from_batches, load_data
+
+    if isinstance(data, Samples):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return load_data(data, model)
+    return from_batches(data, model)
+
+
+def _loaded(model: Any, inputs: Any = None) -> ir.Model:
+    return model if isinstance(model, ir.Model) else load(model, inputs=inputs)
+
+
+def _comparable(first: ir.Model, second: ir.Model) -> None:
+    """Check that two models can be fed the same and make outputs of the same names.
+
+    Raises:
+        VerificationError: They cannot.
+    """
+    pairs = [("outputs", first.graph.outputs, second.graph.outputs)]
+    if ir.opaque(first) is None and ir.opaque(second) is None:
+        pairs.insert(0, ("inputs", ir.inputs(first), ir.inputs(second)))
+    for kind, one, other in pairs:
+        a, b = [v.name or "" for v in one], [v.name or "" for v in other]
+        missing = [n for n in a if n not in b]
+        extra = [n for n in b if n not in a]
+        if missing or extra:
+            told = " and ".join(
+                f"only the {which} has {_few(names)}"
+                for which, names in (("first", missing), ("second", extra))
+                if names
+            )
+            raise VerificationError(f"the models have different {kind}: {told}")
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

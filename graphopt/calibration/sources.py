@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from graphopt.errors import CalibrationError
 from graphopt.runtime.probe import InputSpec, input_specs
 from graphopt.runtime.values import Array, Feeds, element_type
 
-__all__ = ["Samples", "load_data"]
+__all__ = ["Samples", "from_batches", "load_data"]
 
 Batches: TypeAlias = Callable[[], Iterator[tuple[str, Feeds]]]
 
@@ -98,6 +98,43 @@ def load_data(
             f"{path} {what}: give an .npz file, or a folder of .npz or .pb files"
         )
     return _file(path, specs, batch_size)
+
+
+def from_batches(
+    batches: Mapping[str, Any] | Iterable[Mapping[str, Any]], model: ir.Model | Sequence[ir.Value]
+) -> Samples:
+    """Take batches that are in memory as samples of a model's inputs.
+
+    Args:
+        batches: Dicts of values by input name, or a single one. What is no collection, such as a
+            generator, is read into memory.
+        model: The model, or its inputs.
+
+    Returns:
+        The samples; each batch is checked when it is read.
+
+    Raises:
+        CalibrationError: There are no batches, or a batch is no dict or lacks an input.
+    """
+    specs = input_specs(ir.inputs(model) if isinstance(model, ir.Model) else model)
+    if isinstance(batches, Mapping):
+        batches = [batches]
+    kept = batches if isinstance(batches, Collection) else list(batches)
+    if not len(kept):
+        raise CalibrationError("the data holds no batches")
+    remarks: list[str] = []
+
+    def named() -> Iterator[tuple[str, Feeds]]:
+        for i, batch in enumerate(kept):
+            where = f"data, batch {i}"
+            if not isinstance(batch, Mapping):
+                kind = type(batch).__name__
+                raise CalibrationError(f"{where} is no dict of arrays by input name, but {kind}")
+            _named(list(batch), specs, where, remarks)
+            yield where, dict(batch)
+
+    next(named())  # the first mistake is in all of them
+    return Samples("data", specs, named, len(kept), count=None, remarks=remarks)
 
 
 def _file(path: Path, specs: Sequence[InputSpec], batch_size: int | None) -> Samples:
@@ -301,9 +338,9 @@ def _checked(feeds: Feeds, specs: Sequence[InputSpec], where: str, remarks: list
         if spec.name not in feeds:
             continue
         value = feeds[spec.name]
-        if value is None:
-            out[spec.name] = None
-        elif isinstance(value, list):
+        if value is None or isinstance(value, dict):
+            out[spec.name] = value
+        elif isinstance(value, list) and "seq(" in spec.type:
             out[spec.name] = [_fitted(np.asarray(v), spec, where, remarks) for v in value]
         else:
             array = out[spec.name] = _fitted(np.asarray(value), spec, where, remarks)

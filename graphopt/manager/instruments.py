@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -22,6 +23,11 @@ __all__ = ["Dump", "Fuel", "Instrument", "Reproducer", "versions"]
 
 def versions() -> dict[str, str]:
     """Version of Python and of each library that takes part in a run; absent ones are left out."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("graphopt", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy"):
         try:

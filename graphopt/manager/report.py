@@ -143,7 +143,8 @@ class Report:
         passes: A record per pass that came to its turn, in order.
         oracle: What the oracle did. ``mode``: off, end or each; ``verdict``: not run, unavailable
             (with a ``reason``), unchanged or equal; ``feeds``: what outputs were compared on;
-            ``error``: largest differences, as the comparison states them.
+            ``promise``: how equal they had to be; ``error``: largest differences, as the comparison
+            states them.
         remarks: What the importer and the runner had to say.
         versions: Version of each library that took part.
         seconds: Wall-clock time of the whole run, with verification.

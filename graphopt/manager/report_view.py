@@ -18,41 +18,55 @@ if TYPE_CHECKING:
 
     from graphopt.manager.report import PassRecord, Report
 
-__all__ = ["format_bytes", "format_change", "format_seconds", "render"]
+__all__ = [
+    "describe_difference",
+    "describe_feeds",
+    "format_bytes",
+    "format_change",
+    "format_seconds",
+    "make_table",
+    "make_text",
+    "print_line",
+    "print_list",
+    "render",
+]
 
 _STYLES = {"ok": "green", "reverted": "bold red", "not-applicable": "yellow", "skipped": "dim"}
 
 
 def render(report: Report, console: Console, *, verbose: bool = False) -> None:
-    """Print a report: sizes, a table of passes, reasons, declined rewrites, remarks, the oracle.
+    """Print a report: sizes, a table of passes, remarks, the oracle and, last, what was undone.
 
     Args:
         report: What to print.
         console: Where to print it.
-        verbose: Whether passes that found nothing to do have a row, instead of a common line.
+        verbose: Whether passes that found nothing to do have a row, instead of a common line, and
+            declined rewrites are listed, instead of counted.
     """
     console.print(_sizes(report))
     rows = [each for each in report.passes if verbose or each.status != "unchanged"]
     if rows:
         console.print()
         console.print(_passes(rows))
-    idle = list(dict.fromkeys(each.name for each in report.passes if each not in rows))
+    named = {each.name for each in rows}
+    idle = dict.fromkeys(each.name for each in report.passes if each.name not in named)
     if idle:
         console.print()
-        _line(console, f"nothing to do for: {', '.join(idle)}")
-    reasons = [f"{each.name} {each.status}: {each.reason}" for each in rows if each.reason]
-    _list(console, "why", dict.fromkeys(reasons))
-    declined: Counter[str] = Counter()
-    for record in report.passes:
-        declined.update(record.declined)
-    _list(console, "declined", (f"{count} x {why}" for why, count in declined.most_common()))
+        print_line(console, f"nothing to do for: {', '.join(idle)}")
+    _declined(report, console, verbose=verbose)
+    asides = [each for each in report.passes if each.reason and each.status != "reverted"]
+    print_list(console, "not run", dict.fromkeys(f"{r.text}: {r.reason}" for r in asides))
     remarks = [*report.remarks]
     for record in report.passes:
         remarks += [f"{record.name}: {remark}" for remark in record.remarks]
-    _list(console, "remarks", dict.fromkeys(remarks))
+    print_list(console, "remarks", dict.fromkeys(remarks))
     console.print()
-    _line(console, _oracle(report.oracle), "bold")
-    _line(console, f"{format_seconds(report.seconds)} for target {report.target}.")
+    print_line(console, _oracle(report.oracle), "bold")
+    undone = dict.fromkeys(f"{each.text}: {each.reason}" for each in report.reverted)
+    print_list(console, f"undone: {_count(len(undone), 'pass', 'passes')}", undone, "bold red")
+    if undone:
+        console.print()
+    print_line(console, f"{format_seconds(report.seconds)} for target {report.target}.")
 
 
 def format_bytes(count: int) -> str:
@@ -83,7 +97,8 @@ def format_change(before: float, after: float) -> str:
     """Return a relative change such as ``-12.5 %``; empty without one or without a base."""
     if before == after or not before or not math.isfinite(after / before):
         return ""
-    return f"{(after / before - 1) * 100:+.1f} %"
+    percent = (after / before - 1) * 100
+    return f"{percent:+.1f} %" if abs(percent) >= 0.05 else f"{percent:+.1g} %"
 
 
 def _sizes(report: Report) -> Table:
@@ -103,31 +118,46 @@ def _sizes(report: Report) -> Table:
     if before.cost or after.cost:
         costs = format_seconds(before.cost), format_seconds(after.cost)
         rows.append(("estimated time", *costs, before.cost, after.cost))
-    table = _table("", ">before", ">after", ">change")
+    table = make_table("", ">before", ">after", ">change")
     for name, old, new, was, now in rows:
-        table.add_row(_text(name), _text(old), _text(new), _text(format_change(was, now)))
+        table.add_row(make_text(name), make_text(old), make_text(new), make_text(format_change(was, now)))
     return table
 
 
 def _passes(records: Iterable[PassRecord]) -> Table:
     """Return the table of passes."""
-    table = _table("pass", "result", ">ms", ">rewrites", ">nodes", ">size")
+    table = make_table("pass", "result", ">ms", ">rewrites", ">nodes", ">size")
     for record in records:
         before, after = record.before, record.after
         rewrites = sum(record.rewrites.values())
         table.add_row(
-            _text(record.text),
-            _text(record.status, _STYLES.get(record.status, "")),
-            _text(f"{record.seconds * 1e3:,.1f}"),
-            _text(f"{rewrites:,}" if rewrites else ""),
-            _text(_step(f"{before.nodes:,}", f"{after.nodes:,}")),
-            _text(_step(format_bytes(before.bytes), format_bytes(after.bytes))),
+            make_text(record.text),
+            make_text(record.status, _STYLES.get(record.status, "")),
+            make_text(f"{record.seconds * 1e3:,.1f}"),
+            make_text(f"{rewrites:,}" if rewrites else ""),
+            make_text(_step(f"{before.nodes:,}", f"{after.nodes:,}")),
+            make_text(_step(format_bytes(before.bytes), format_bytes(after.bytes))),
         )
     return table
 
 
 def _step(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
+
+
+def _declined(report: Report, console: Console, *, verbose: bool) -> None:
+    """Print which rewrites were possible and not done."""
+    declined: Counter[str] = Counter()
+    for record in report.passes:
+        declined.update(record.declined)
+    if verbose:
+        found = (f"{count} x {why}" for why, count in declined.most_common())
+        print_list(console, "declined", found)
+    elif declined:
+        reasons = _count(len(declined), "reason")
+        rewrites = _count(declined.total(), "rewrite")
+        console.print()
+        print_line(console, f"declined: {rewrites} for {reasons}, which --verbose lists")
 
 
 def _oracle(facts: Mapping[str, Any]) -> str:
@@ -140,32 +170,75 @@ def _oracle(facts: Mapping[str, Any]) -> str:
     if verdict != "equal":
         reason = facts.get("reason")
         return f"Outputs were not compared: {reason or verdict}."
-    feeds = facts.get("feeds") or {}
-    inputs = [_count(feeds.get("samples"), "sample"), _count(feeds.get("made"), "made-up input")]
-    on = " and ".join(filter(None, inputs))
-    return f"Outputs agree with the original's{f' on {on}' if on else ''}{_difference(facts)}."
+    said = _AGREEMENT.get(facts.get("promise", ""), "agree with the original's")
+    feeds = describe_feeds(facts.get("feeds") or {})
+    return f"Outputs {said}{f' on {feeds}' if feeds else ''}{_difference(facts)}."
 
 
-def _count(count: object, what: str) -> str:
-    if not isinstance(count, int) or not count:
+_AGREEMENT = {
+    "bitwise": "are bit by bit the original's",
+    "rounding": "agree with the original's up to rounding",
+    "lossy": "differ from the original's on purpose",
+}
+
+
+def describe_feeds(feeds: Mapping[str, Any]) -> str:
+    """Return what outputs were compared on, such as ``2 of 8 batches of data``.
+
+    Args:
+        feeds: What ``Oracle.feeds_summary`` says.
+    """
+    samples, batches, made = (feeds.get(key) for key in ("samples", "batches", "made"))
+    parts = []
+    if batches and samples != batches:
+        parts.append(f"{samples or 'none'} of {_count(batches, 'batch', 'batches')} of data")
+    elif samples:
+        parts.append(f"{_count(samples, 'batch', 'batches')} of data")
+    if made:
+        parts.append(_count(made, "made-up input") + _settings(feeds.get("dims") or ()))
+    return " and ".join(parts)
+
+
+def _settings(dims: Iterable[Mapping[str, int]]) -> str:
+    """Return the sizes that dynamic dimensions had, to append to a count of inputs."""
+    settings = [each for each in dims if each]
+    if not settings:
         return ""
-    return f"{count:,} {what}{'s' if count > 1 else ''}"
+    if max(map(len, settings)) > 4:
+        return f" ({_count(len(settings), 'setting')} of {len(settings[0])} dynamic dimensions)"
+    shown = (" ".join(f"{name}={size}" for name, size in each.items()) for each in settings)
+    return f" ({'; '.join(shown)})"
+
+
+def _count(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _difference(facts: Mapping[str, Any]) -> str:
     """Return how far the outputs are apart, to append to a sentence."""
     error = facts.get("error")
-    largest = error.get("max_abs") if isinstance(error, Mapping) else None
-    if not isinstance(error, Mapping) or not isinstance(largest, float):
+    if not isinstance(error, Mapping) or facts.get("promise") == "bitwise":
         return ""
-    if not largest:
+    return describe_difference(error)
+
+
+def describe_difference(error: Mapping[str, Any]) -> str:
+    """Return how far outputs are apart, to append to a sentence; empty if nobody knows.
+
+    Args:
+        error: What ``Comparison.to_json`` says.
+    """
+    largest, relative, sqnr = (error.get(key) for key in ("max_abs", "max_rel", "sqnr_db"))
+    if not isinstance(largest, float):
+        return ""
+    if not largest and not relative:
         return ", without any difference"
-    relative = error.get("max_rel")
-    of_rms = f" ({relative:.2g} of their RMS)" if isinstance(relative, float) else ""
-    return f"; they differ by at most {largest:.2g}{of_rms}"
+    more = [f"{relative:.2g} of their RMS"] if isinstance(relative, float) else []
+    more += [f"SQNR {sqnr:.1f} dB"] if isinstance(sqnr, float) else []
+    return f"; they differ by at most {largest:.2g}{f' ({', '.join(more)})' if more else ''}"
 
 
-def _table(*headings: str) -> Table:
+def makemake_table(*headings: str) -> Table:
     """Return an empty table; columns whose heading starts with ``>`` are right-aligned."""
     from rich import box
     from rich.table import Table
@@ -179,22 +252,28 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _text(text: str, style: str = "") -> Text:
+def makemake_text(text: str, style: str = "") -> Text:
+    """Return text to print as it is, control characters escaped."""
     from rich.text import Text
 
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return Text(safe, style)
 
 
-def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(_text(text, style))
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print a line."""
+    console.print(makemake_text(text, style))
 
 
-def _list(console: Console, heading: str, lines: Iterable[str]) -> None:
+def print_list(
+    console: Console, heading: str, lines: Iterable[str], style: str = "bold"
+) -> None:
     """Print a heading and lines below it, or nothing if there are none."""
+    from rich.padding import Padding
+
     shown = list(lines)
     if shown:
         console.print()
-        _line(console, heading, "bold")
+        print_line(console, heading, style)
         for line in shown:
-            _line(console, f"  {line}")
+            console.print(Padding(makemake_text(line), (0, 0, 0, 2), expand=False))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from graphopt import ir
 from graphopt.analyses import Cost
 from graphopt.errors import (
+    CalibrationError,
     ConfigError,
     GraphOptError,
     NotApplicable,
@@ -211,11 +212,11 @@ class _Run:
             return
         promise = Exactness.weakest(p.exactness for p in attempt.effective)
         found = self.oracle().check(attempt.model, promise, against="original")
-        attempt.verdict = found.to_json()
+        attempt.promise, attempt.verdict = promise, found.to_json()
         if found.ok:
             return
         error = NumericalMismatch(f"the result differs from the original: {found.reason}")
-        if self.mode == "end" and self.manager.on_mismatch == "revert":
+        if self.mode == "end":
             self.mode = "each"  # run again, and the pass that is wrong is caught in the act
             _Attempt(self).run()
             self.mode = "end"
@@ -254,6 +255,7 @@ class _Run:
             out["verdict"] = "equal" if attempt.changed else "unchanged"
             out["feeds"] = self._oracle.feeds_summary
             if attempt.verdict is not None:
+                out["promise"] = attempt.promise.value
                 out["error"] = attempt.verdict
         return out
 
@@ -276,6 +278,9 @@ class _Attempt:
         self.size = run.before
         self.costs = self.ctx[Cost].nodes
         self.gains: dict[int, float] = {}
+        self.version = 0
+        self.idle: dict[Pass, int] = {}
+        self.promise = Exactness.BITWISE
         self.verdict: dict[str, Any] | None = None
         if run.mode == "each":
             run.oracle().restart()
@@ -325,10 +330,14 @@ class _Attempt:
         elif version < each.min_opset and "" in self.model.opset_imports:
             record.status = "not-applicable"
             record.reason = f"needs opset {each.min_opset}, the model has {version}"
+        elif self.idle.get(each) == self.version:
+            pass  # it found nothing to do in this very model; passes keep no state
         elif not self.allow(f"pass {each}"):
             record.status, record.reason = "skipped", "an instrument did not let it run"
         else:
             self.execute(each, ordinal, record)
+            if record.status == "unchanged":
+                self.idle[each] = self.version
         for instrument in self.manager.instruments:
             instrument.after_pass(each, self.model, record)
         return record.status == "ok"
@@ -346,6 +355,8 @@ class _Attempt:
                 self.fail(each, ordinal, e, f"gave up after it had changed the model: {e}")
             record.status, record.reason = "not-applicable", str(e)
             changed = False
+        except CalibrationError:
+            raise  # the user's data are wrong, not the pass
         except Exception as e:  # noqa: BLE001 - whatever a pass raises, the run survives it
             text = str(e) if isinstance(e, PassFailed) else f"{type(e).__name__}: {e}"
             self.fail(each, ordinal, e, f"raised {text}")
@@ -358,8 +369,10 @@ class _Attempt:
         if not changed:
             if ctx.inferred:
                 ctx.invalidate()
+                self.version += 1  # what is known of the model, if not the model
             return
         record.changed = True
+        self.version += 1
         ctx.invalidate(each.preserves)
         try:
             ir.verify(self.model)

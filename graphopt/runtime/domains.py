@@ -124,9 +124,9 @@ class Draw:
 
     def full(self, value: float) -> Array:
         """A constant, the nearest one that the type holds."""
-        if self.dtype.kind in "iu":
-            info = np.iinfo(self.dtype)
-            value = min(max(value, int(info.min)), int(info.max))
+        if "int" in self.dtype.name:
+            bits, signed = int(self.dtype.name.split("int")[1]), self.dtype.name[0] == "i"
+            value = min(max(value, -(2 ** (bits - 1)) if signed else 0), 2 ** (bits - signed) - 1)
         return np.full(self.shape, value, self.dtype)
 
     def integers(self, low: int, high: int) -> Array:

@@ -6,7 +6,7 @@ import collections
 import enum
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Oracle:
         data: Iterable[Mapping[str, Any]] | None = None,
         seeds: Sequence[int] = (0,),
         settings: int = 2,
+        samples: int | None = None,
         threads: int = 1,
         budget: float = 300.0,
         custom_ops: Sequence[str] = (),
@@ -50,9 +51,10 @@ class Oracle:
 
         Args:
             model: The original, which is not referred to afterwards.
-            data: Samples of the user, of which the first ``settings`` are used.
+            data: Batches of samples of the user.
             seeds: Seeds of made-up inputs.
             settings: How many settings of the dynamic dimensions to compare on.
+            samples: How many batches of the data to compare on at most; ``settings`` by default.
             threads: Threads within an operator.
             budget: Seconds that a single run may take, and that looking for inputs may take
                 altogether once one is found.
@@ -69,10 +71,13 @@ class Oracle:
         self._previous: list[dict[str, Any]] = []
         self._pending: list[dict[str, Any]] | None = None
         self._ignored: set[str] = set()
+        self._batches = len(data) if isinstance(data, Sized) else None
         started = time.perf_counter()
         try:
             with self._open(model) as session:
-                self._reference(model, session, data, seeds, settings)
+                self._reference(
+                    model, session, data, seeds, settings, settings if samples is None else samples
+                )
         except (SessionError, RuntimeUnavailable) as e:
             self.reason = str(e)
         else:
@@ -91,11 +96,16 @@ class Oracle:
 
     @property
     def feeds_summary(self) -> dict[str, Any]:
-        """What the models are compared on: counts of samples and made-up inputs, dims and seeds."""
+        """What the models are compared on, as plain data.
+
+        ``samples``: batches of the user's data, out of ``batches`` (None if unknown); ``made``:
+        made-up inputs, with ``dims``, the settings of their dynamic dimensions, and ``seeds``.
+        """
         made = [p for p in self.probes if p.source == "made"]
         settings = list(dict.fromkeys(tuple(p.dims.items()) for p in made))
         return {
             "samples": len(self.probes) - len(made),
+            "batches": self._batches,
             "made": len(made),
             "dims": [dict(s) for s in settings],
             "seeds": sorted({p.seed for p in made if p.seed is not None}),
@@ -170,11 +180,12 @@ class Oracle:
         data: Iterable[Mapping[str, Any]] | None,
         seeds: Sequence[int],
         settings: int,
+        batches: int,
     ) -> None:
         """Find inputs that the original accepts, and keep what it makes of them."""
         self._ignored = random_outputs(model)
         search = _Search(self, session)
-        samples = [] if data is None else [dict(s) for s in itertools.islice(data, settings)]
+        samples = [] if data is None else [dict(s) for s in itertools.islice(data, batches)]
         given = [Probe(s, "data") for s in samples if search.accepts(s)]
         if len(given) < len(samples):
             self.remarks.append(f"the original refuses samples: {search.complaint()}")

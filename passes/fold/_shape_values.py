@@ -21,14 +21,14 @@ from graphopt import ir
 from graphopt.passes.fold import _shape_ops
 from graphopt.passes.fold._dims import Dim, Element, divide, multiply
 
-__all__ = ["LIMIT", "ShapeValues", "broadcast_dims", "product", "sizes"]
+__all__ = ["INTEGERS", "LIMIT", "ShapeValues", "broadcast_dims", "product", "sizes"]
 
 Array = np.ndarray[Any, Any]
 
 # Elements of a tensor that is tracked: pads of a rank-8 tensor twice over.
 LIMIT = 64
 
-_INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
+INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
 _BROADCAST = frozenset({
     "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater",
     "GreaterOrEqual", "Less", "LessOrEqual", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Or",
@@ -96,11 +96,11 @@ class ShapeValues:
     def _load(self, value: ir.Value) -> Array | None:
         tensor = ir.const(value)
         if tensor is not None:
-            if tensor.dtype not in _INTEGERS or tensor.size > LIMIT:
+            if tensor.dtype not in INTEGERS or tensor.size > LIMIT:
                 return None
             return np.asarray(tensor.numpy()).astype(object)
         shape = ir.static_shape(value)
-        if value.dtype not in _INTEGERS or shape is None or int(np.prod(shape)) > LIMIT:
+        if value.dtype not in INTEGERS or shape is None or int(np.prod(shape)) > LIMIT:
             return None
         return np.full(shape, None, object)
 
@@ -109,7 +109,7 @@ class ShapeValues:
             return
         op = node.op_type
         evaluate = _shape_ops.TABLE.get(op)
-        if evaluate is not None and all(v.dtype in _INTEGERS for v in node.outputs if v.name):
+        if evaluate is not None and all(v.dtype in INTEGERS for v in node.outputs if v.name):
             try:
                 results = evaluate(self, node)
             except (IndexError, ValueError):

@@ -8,9 +8,8 @@ import numpy as np
 
 from graphopt import Context, Exactness, Pass, Rewriter, apply_rules, ir
 from graphopt.passes.fold._dims import Dim, Element
-from graphopt.passes.fold._materialize import materialize
 from graphopt.passes.fold._reads import is_used
-from graphopt.passes.fold._shape_values import ShapeValues, broadcast_dims, sizes
+from graphopt.passes.fold._shape_values import INTEGERS, LIMIT, ShapeValues, broadcast_dims, sizes
 
 __all__ = ["FoldShapes"]
 
@@ -73,7 +72,12 @@ class _Folder:
         self.ctx = ctx
         self.values = values
         self.nonempty = nonempty
-        self.made: dict[tuple[int, ...], ir.Value] = {}
+        # Constants of the main graph by type, shape and content; they are visible everywhere.
+        self.constants: dict[tuple[object, ...], ir.Value] = {}
+        for value in rw.model.graph.initializers.values():
+            tensor = ir.const(value)
+            if tensor is not None and tensor.dtype in INTEGERS and tensor.size <= LIMIT:
+                self.constants.setdefault(_key(tensor.numpy()), value)
 
     def allow(self, rule: str, node: ir.Node) -> bool:
         if not self.ctx.allow(f"{rule} at %{node.outputs[0].name}"):
@@ -99,12 +103,21 @@ class _Folder:
         node = value.producer()
         if node is None or not self.is_number(value) or ir.const(value) is not None:
             return
-        if not value.is_graph_output() and all(self.is_folded(u.node) for u in value.uses()):
+        if value.is_graph_output():
+            if node.op_type in ("Shape", "Size"):
+                return  # a Constant node in its place would be no gain
+        elif all(self.is_folded(use.node) for use in value.uses()):
             return
         assert value.dtype is not None
         data = self.values.known[value].astype(value.dtype.numpy())
-        if self.allow("fold-shape", node):
-            materialize(self.rw, value, data)
+        if not self.allow("fold-shape", node):
+            return
+        if value.is_graph_output():
+            with self.rw.at(node):
+                new = self.rw.op("Constant", value=ir.tensor(data, name=value.name))
+        else:
+            new = self.shared(data, value.name or "shape")
+        self.rw.replace(value, new)
 
     def is_number(self, value: ir.Value) -> bool:
         array = self.values.known.get(value)
@@ -114,13 +127,19 @@ class _Folder:
         """Whether a node goes, since all it computes is known."""
         return all(self.is_number(v) or not is_used(v) for v in node.outputs)
 
-    def target(self, sizes_: list[int], name: str) -> ir.Value:
-        """A constant vector, made once per content, visible everywhere."""
-        key = tuple(sizes_)
-        if key not in self.made:
+    def shared(self, data: np.ndarray[Any, Any], name: str) -> ir.Value:
+        """A constant of the main graph, the same one for the same content."""
+        key = _key(data)
+        if key not in self.constants:
             with self.rw.at_end(self.rw.model.graph):
-                self.made[key] = self.rw.const(np.array(sizes_, np.int64), name)
-        return self.made[key]
+                self.constants[key] = self.rw.const(data, name)
+        return self.constants[key]
+
+    def retarget(self, node: ir.Node, index: int, target: list[int]) -> None:
+        """Make an input of a node constant."""
+        old = node.inputs[index]
+        name = old.name if old is not None else None
+        self.rw.set_input(node, index, self.shared(np.array(target, np.int64), name or "shape"))
 
     def scaffold(self, node: ir.Node, index: int) -> list[Element] | None:
         """The elements of an input that nodes compute, in part from sizes that are not numbers."""
@@ -146,8 +165,7 @@ class _Folder:
             self.ctx.decline("fix-reshape", "more than one size of the target is unknown")
         elif self.allow("fix-reshape", node):
             target, copies = found
-            name = node.inputs[1].name if node.inputs[1] is not None else None
-            self.rw.set_input(node, 1, self.target(target, name or "shape"))
+            self.retarget(node, 1, target)
             if copies and ir.attr(node, "allowzero", 0):
                 self.rw.set_attr(node, allowzero=None)
 
@@ -167,9 +185,7 @@ class _Folder:
         if any(not isinstance(size, int) for size in target):
             self.ctx.decline("fix-expand", "a size of the target is unknown")
         elif self.allow("fix-expand", node):
-            numbers = [size for size in target if isinstance(size, int)]
-            name = node.inputs[1].name if node.inputs[1] is not None else None
-            self.rw.set_input(node, 1, self.target(numbers, name or "shape"))
+            self.retarget(node, 1, [size for size in target if isinstance(size, int)])
 
     def slice(self, node: ir.Node) -> None:
         if ir.opset(node) < 10 or not is_used(node.outputs[0]):
@@ -192,7 +208,7 @@ class _Folder:
                 self.ctx.decline("fix-slice", "an end is unknown")
                 return
         if self.allow("fix-slice", node):
-            self.rw.set_input(node, 2, self.target(target, ends.name or "ends"))
+            self.retarget(node, 2, target)
 
     def numbers(self, node: ir.Node, index: int, default: list[int]) -> list[int] | None:
         """The elements of an input if all are known; ``default`` where it is absent."""
@@ -248,6 +264,10 @@ def reshape_target(
     if new and maybe_empty and not nonempty:
         return None
     return (target, copies) if inferred else None
+
+
+def _key(data: np.ndarray[Any, Any]) -> tuple[object, ...]:
+    return data.dtype, data.shape, data.tobytes()
 
 
 def _positive(size: Any) -> bool:

@@ -47,8 +47,8 @@ def _absorb(m: Match, rw: Rewriter, index: int, name: str) -> Replacement:
     node = m.root
     swaps = ir.attr(m[_transpose], "perm", (1, 0)) == (1, 0)
     if node.op_type == "Gemm" and swaps:
-        rw.set_input(node, index, m[_a])
         rw.set_attr(node, **{name: None if ir.attr(node, name, 0) else 1})
+        rw.set_input(node, index, m[_a])
         return node.outputs[0]
     reason = _not_matrices(node)
     if reason is None and not swaps:

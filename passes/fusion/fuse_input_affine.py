@@ -37,8 +37,8 @@ def fuse_input_scale(m: Match, rw: Rewriter) -> Replacement:
         weight = multiply(linear.data, _along_inputs(linear, scale))
     except Unfit as e:
         return m.fail(str(e))
-    rw.set_input(m.root, 0, m[_x])
     linear.update(rw, weight, None)
+    rw.set_input(m.root, 0, m[_x])
     return m.root.outputs[0]
 
 
@@ -53,8 +53,8 @@ def fuse_input_shift(m: Match, rw: Rewriter) -> Replacement:
         bias = linear.rebias(linear.added() + _through(linear, shift), (m.value(_const),))
     except Unfit as e:
         return m.fail(str(e))
-    rw.set_input(m.root, 0, m[_x])
     linear.update(rw, None, bias)
+    rw.set_input(m.root, 0, m[_x])
     return m.root.outputs[0]
 
 

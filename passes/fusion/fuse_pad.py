@@ -18,8 +18,8 @@ def fuse_pad_conv(m: Match, rw: Rewriter) -> Replacement:
         total = _add_pads(m.root, _spatial_pads(m[_pad], m[_x]))
     except Unfit as e:
         return m.fail(str(e))
-    rw.set_input(m.root, 0, m[_x])
     rw.set_attr(m.root, pads=total, auto_pad=None)
+    rw.set_input(m.root, 0, m[_x])
     return m.root.outputs[0]
 
 
@@ -39,8 +39,8 @@ def fuse_pad_average_pool(m: Match, rw: Rewriter) -> Replacement:
     kernel = ir.attr(node, "kernel_shape", ())
     if any(p >= k for p, k in zip(total, (*kernel, *kernel), strict=True)):
         return m.fail("ONNX Runtime does not pool where the padding exceeds the kernel")
-    rw.set_input(node, 0, m[_x])
     rw.set_attr(node, pads=total, auto_pad=None, count_include_pad=1)
+    rw.set_input(node, 0, m[_x])
     return node.outputs[0]
 
 

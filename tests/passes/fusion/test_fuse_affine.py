@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -201,7 +202,7 @@ def test_declines(
         g (float[4,3,3,3] wx, float[4] bx, float[1,3,5,5] x) => ({outputs})
         {{ {nodes} }}
         """.replace("Mul(c, x)", "Mul(c, bx4)").replace("[4] bx,", "[4] bx, float[4,1,1] bx4,"),
-        **({"w": (4, 3, 3, 3)} if "w," in nodes or "w)" in nodes else {}) | weights,
+        **({"w": (4, 3, 3, 3)} if re.search(r"\bw\b", nodes) else {}) | weights,
     )
     assert reason in declined(check_pass(FuseAffine(), model, None))
 
