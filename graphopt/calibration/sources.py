@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -106,7 +106,7 @@ def from_batches(
     """Take batches that are in memory as samples of a model's inputs.
 
     Args:
-        batches: Dicts of values by input name, or a single one. What is no collection, such as a
+        batches: Dicts of values by input name, or a single one. What has no length, such as a
             generator, is read into memory.
         model: The model, or its inputs.
 
@@ -119,7 +119,7 @@ def from_batches(
     specs = input_specs(ir.inputs(model) if isinstance(model, ir.Model) else model)
     if isinstance(batches, Mapping):
         batches = [batches]
-    kept = batches if isinstance(batches, Collection) else list(batches)
+    kept: Any = batches if hasattr(batches, "__len__") else list(batches)
     if not len(kept):
         raise CalibrationError("the data holds no batches")
     remarks: list[str] = []

@@ -63,21 +63,28 @@ def _hint(name: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+_HELP = """Optimize trained neural networks in ONNX format, and prove that they stay the same.
+
+\b
+graphopt optimize model.onnx -o smaller.onnx --data samples.npz
+graphopt verify model.onnx smaller.onnx
+graphopt bench model.onnx smaller.onnx
+"""
+_EPILOG = """\b
+Completion, in the start-up file of bash (or zsh, with zsh_source):
+  eval "$(_GRAPHOPT_COMPLETE=bash_source graphopt)"
+"""
+
+
 @click.group(
     cls=_Verbs,
+    help=_HELP,
+    epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Completion for bash, zsh or fish: "
-    'eval "$(_GRAPHOPT_COMPLETE=bash_source graphopt)" in the start-up file of the shell.',
 )
 @click.version_option(__version__, prog_name="graphopt")
 def cli() -> None:
-    """Optimize trained neural networks in ONNX format, and prove that they stay the same.
-
-    \b
-    graphopt optimize model.onnx -o smaller.onnx --data samples.npz
-    graphopt verify model.onnx smaller.onnx
-    graphopt bench model.onnx smaller.onnx
-    """
+    """The command line; its help is above."""
 
 
 def main(args: list[str] | None = None) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -35,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _UNBOUNDED = 100_000
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
     """A console that takes text as it is, and wraps it for terminals only (or at ``COLUMNS``)."""
     from rich.console import Console
 
@@ -43,6 +44,7 @@ def console(*, stderr: bool = False) -> Console:
     wraps = stream.isatty() or "COLUMNS" in os.environ
     return Console(
         stderr=stderr,
+        file=file,
         width=None if wraps else _UNBOUNDED,
         markup=False,
         highlight=False,
@@ -51,8 +53,8 @@ def console(*, stderr: bool = False) -> Console:
 
 
 @contextlib.contextmanager
-def output() -> Iterator[None]:
-    """Print to standard output inside of this.
+def output() -> Iterator[Console]:
+    """Yield a console to print the result of a command to.
 
     Whoever reads it may stop to, as ``head`` does: that is no error and changes no exit code.
 
@@ -60,7 +62,15 @@ def output() -> Iterator[None]:
         ExportError: It cannot be written for another reason, such as a full disk.
     """
     try:
-        yield
+        if sys.stdout.isatty():
+            yield console()
+        else:
+            text = io.StringIO()
+            out = console(file=text)
+            yield out
+            # Tables pad their last column.
+            lines = text.getvalue().split("\n")
+            click.echo("\n".join(line.rstrip() for line in lines), nl=False)
         sys.stdout.flush()
     except OSError as e:
         # What is still buffered would fail again when the interpreter exits.

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli.common import json_option, write_json
+from graphopt.cli.common import check_json, json_option, output, show_json
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["SCHEMA", "command", "diagnose"]
+
+SCHEMA = "graphopt.doctor/1"
+
+_OPTIONAL = ("onnxsim", "torch")
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
 @click.command("doctor")
@@ -19,30 +29,66 @@ def command(json_file: str | None) -> int:
 
     Exit code 2 if something graphopt needs is missing.
     """
+    check_json(json_file)
+    data = diagnose()
+    if not show_json(data, json_file):
+        with output() as out:
+            _show(out, data)
+    return 2 if data["problems"] else 0
+
+
+def diagnose() -> dict[str, Any]:
+    """Everything ``doctor`` knows, as data."""
     from graphopt.errors import RuntimeUnavailable
     from graphopt.manager.instruments import versions
     from graphopt.manager.registry import default_registry
     from graphopt.runtime.session import ort
 
-    problems = list(default_registry().problems())
+    registry = default_registry()
+    problems = list(registry.problems())
+    found = {**versions(), **{n: v for n in _OPTIONAL if (v := _version(n))}}
+    if all(name in found for name in _RUNTIMES):
+        problems.append(
+            f"{' and '.join(_RUNTIMES)} are both installed and overwrite each other: "
+            "uninstall both, then install one"
+        )
     providers: list[str] = []
     try:
         providers = list(ort().get_available_providers())
     except RuntimeUnavailable as e:
         problems.append(str(e))
-    data = {
-        "versions": versions(),
+    return {
+        "schema": SCHEMA,
+        "versions": found,
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "providers": providers,
+        "passes": len(registry.names()),
+        "pipelines": len(registry.pipelines()),
         "problems": problems,
     }
-    if not write_json(data, json_file):
-        for name, version in data["versions"].items():  # type: ignore[attr-defined]
-            click.echo(f"{name:18} {version}")
-        click.echo(f"{'platform':18} {data['platform']}, {data['cpus']} CPUs")
-        click.echo(f"{'providers':18} {', '.join(providers) or 'none'}")
-        for problem in problems:
-            click.echo(f"problem: {problem}", err=True)
-    return 2 if problems else 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _show(out: Console, data: dict[str, Any]) -> None:
+    from graphopt.manager.report_view import print_line
+
+    lines = {
+        **data["versions"],
+        "platform": f"{data['platform']}, {data['cpus']} CPUs",
+        "providers": ", ".join(data["providers"]) or "none",
+        "passes": f"{data['passes']}, and {data['pipelines']} named pipelines",
+    }
+    for name, text in lines.items():
+        print_line(out, f"{name:18} {text}")
+    for problem in data["problems"]:
+        print_line(out, f"problem: {problem}", "bold red")
+    if not data["problems"]:
+        print_line(out, "no problems found", "bold green")

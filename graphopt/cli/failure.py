@@ -29,22 +29,23 @@ _CODES: tuple[tuple[type[GraphOptError], int], ...] = (
 
 
 def exit_code(error: Exception) -> int:
-    """Exit code of an exception; 1 for those that are bugs, and for a lack of memory."""
+    """Exit code of an exception; 1 for bugs and for what the operating system refuses."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
 
 
 def explain(error: Exception) -> None:
-    """Print one clear error; a traceback only for bugs, and for those who ask for it."""
+    """Print one clear error; a traceback only for bugs, or where GRAPHOPT_TRACEBACK is set."""
+    bug = False
     if isinstance(error, GraphOptError):
         _say(f"error: {error}")
-        bug = False
     elif isinstance(error, MemoryError):
         _say("error: there is not enough memory")
-        bug = False
+    elif isinstance(error, OSError):  # the world's fault, such as a full disk
+        _say(f"error: {error}")
     else:
+        bug = True
         _say(f"internal error: {type(error).__name__}: {error}")
         _say("This is a bug in graphopt: please report it with the lines below.")
-        bug = True
     if bug or os.environ.get("GRAPHOPT_TRACEBACK"):
         import traceback
 
@@ -56,7 +57,13 @@ def explain_usage(error: click.ClickException) -> None:
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         error.show()  # the help
         return
+    import difflib
+
     message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        message = f"no such option {error.option_name!r}"
+        near = difflib.get_close_matches(error.option_name, error.possibilities or (), 1)
+        message += f"; did you mean {near[0]!r}?" if near else ""
     _say(f"error: {message[:1].lower()}{message[1:]}")
     context = getattr(error, "ctx", None)
     if isinstance(context, click.Context):

@@ -9,23 +9,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphopt.cli.common import (
-    Progress,
-    console,
+    check_json,
+    check_writable,
     data_option,
     json_option,
+    output,
+    seed_option,
+    show_json,
     target_option,
-    write_json,
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graphopt.cli.progress import Say
     from graphopt.manager.config import Config
+    from graphopt.manager.instruments import Reproducer
+    from graphopt.manager.runner import Result
 
 __all__ = ["command", "optimize"]
 
 
 @click.command("optimize")
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), required=True, help="Where to write the result.")
+@click.option(
+    "-o", "--output", "destination", type=click.Path(), metavar="OUTPUT", required=True,
+    help="Where to write the result; MODEL itself is allowed.",
+)  # fmt: skip
 @click.option(
     "-O", "level", type=click.IntRange(0, 3), metavar="LEVEL",
     help="-O0 nothing, -O1 bitwise equal, -O2 equal up to rounding (default), -O3 tries more.",
@@ -51,17 +61,20 @@ __all__ = ["command", "optimize"]
     "--external-data/--inline", default=None,
     help="Weights in a file of their own, or in the model; by default only above 2 GB.",
 )  # fmt: skip
-@click.option("--seed", "seeds", type=int, multiple=True, help="Seed of made-up inputs; repeatable.")
+@seed_option
 @click.option("--dump", type=click.Path(), metavar="DIR", help="Write the model after each change.")
 @click.option(
-    "--reproducer", type=click.Path(), metavar="DIR", help="Where to write a reproducer on failure."
-)
+    "--reproducer", type=click.Path(), metavar="DIR",
+    help="Where to write what reproduces the first pass that fails.",
+)  # fmt: skip
 @json_option
-@click.option("-v", "--verbose", is_flag=True, help="Show passes that found nothing to do, too.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Show idle passes and why rewrites were declined."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     model: str,
-    output: str,
+    destination: str,
     level: int | None,
     passes: str | None,
     config: str | None,
@@ -81,7 +94,7 @@ def command(
         raise click.UsageError("-O, --passes and --config exclude each other")
     settings = _settings(level, passes, config, options)
     optimize(
-        settings, Path(model), Path(output), external_data=external_data, dump=dump,
+        settings, Path(model), Path(destination), external_data=external_data, dump=dump,
         reproducer=reproducer, json_file=json_file, verbose=verbose, quiet=quiet,
     )  # fmt: skip
 
@@ -110,7 +123,7 @@ def _settings(
 def optimize(
     config: Config,
     model: Path,
-    output: Path,
+    destination: Path,
     *,
     external_data: bool | None = None,
     dump: str | None = None,
@@ -119,24 +132,66 @@ def optimize(
     verbose: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Run a configuration and report it."""
-    from graphopt import api
-    from graphopt.manager.instruments import Dump, Instrument, Reproducer
-    from graphopt.manager.report_view import render
-    from graphopt.manager.runner import PassManager
+    """Run a configuration and report it.
 
-    _check_output(output)
-    bar = Progress()
-    instruments: list[Instrument] = [bar]
+    Args:
+        config: What to run and how.
+        model: The file to read.
+        destination: The file to write.
+        external_data: Whether weights go into a file of their own.
+        dump: Folder for the model as text after each change.
+        reproducer: Folder for what reproduces a failure.
+        json_file: Where the report goes as JSON.
+        verbose: Report what found nothing to do, too.
+        quiet: Print nothing.
+    """
+    from graphopt import api
+    from graphopt.cli.progress import busy
+    from graphopt.manager.instruments import Reproducer
+    from graphopt.targets import get
+
+    get(config.target)
+    check_writable(destination)
+    check_json(json_file, model, destination)
+    for folder in (dump, reproducer):
+        _check_folder(folder)
+    keeper = None if reproducer is None else Reproducer(reproducer)
+    try:
+        with busy(f"reading {model.name}") as say:
+            result, source_bytes = _run(config, model, dump, keeper, say)
+            say(f"writing {destination.name}")
+            files = api.save(result.model, destination, external_data=external_data)
+        data = {
+            **result.report.to_json(),
+            "model": os.fspath(model),
+            "files": [{"path": os.fspath(f), "bytes": f.stat().st_size} for f in files],
+        }
+        if not show_json(data, json_file) and not quiet:
+            with output() as out:
+                _show(out, result, files, source_bytes, verbose=verbose)
+    finally:
+        if keeper is not None and keeper.written is not None:
+            click.echo(f"what reproduces the first failure is in {keeper.written}", err=True)
+
+
+def _run(
+    config: Config, model: Path, dump: str | None, keeper: Reproducer | None, say: Say
+) -> tuple[Result, int | None]:
+    from graphopt import api, ir
+    from graphopt.cli.progress import Progress
+    from graphopt.manager.instruments import Dump, Instrument
+
+    instruments: list[Instrument] = [Progress(say)]
     if dump is not None:
         instruments.append(Dump(dump))
-    if reproducer is not None:
-        instruments.append(Reproducer(reproducer))
+    if keeper is not None:
+        instruments.append(keeper)
     source = api.load(model)
-    manager = PassManager(
+    result = api.optimize(
+        source,
         config.pipeline,
         target=config.target,
-        data=api.samples(config.data, source),
+        data=config.data,
         oracle=config.oracle,
         on_mismatch=config.on_mismatch,
         objective=config.objective,
@@ -144,33 +199,24 @@ def optimize(
         instruments=instruments,
         seeds=config.seeds,
     )
-    try:
-        result = manager.run(source)
-    finally:
-        bar.stop()
-    files = api.save(result.model, output, external_data=external_data)
-    data = {
-        **result.report.to_json(),
-        "model": os.fspath(model),
-        "files": [{"path": os.fspath(f), "bytes": f.stat().st_size} for f in files],
-    }
-    if not write_json(data, json_file) and not quiet:
-        out = console()
-        render(result.report, out, verbose=verbose)
-        for file in files:
-            out.print(f"wrote {_shown(file)}", markup=False, highlight=False)
+    return result, ir.source_bytes(source)
 
 
-def _check_output(output: Path) -> None:
-    """Fail before the work, not after it."""
-    from graphopt.errors import ExportError
+def _show(
+    out: Console, result: Result, files: list[Path], before: int | None, *, verbose: bool
+) -> None:
+    from graphopt.manager.report_view import print_line, render
 
-    if output.is_dir():
-        raise ExportError(f"{output} is a directory")
-    if not output.absolute().parent.is_dir():
-        raise ExportError(f"{output} cannot be written: its folder does not exist")
-    if not os.access(output.absolute().parent, os.W_OK):
-        raise ExportError(f"{output} cannot be written: its folder is read-only")
+    render(result.report, out, verbose=verbose)
+    size = sum(file.stat().st_size for file in files)
+    was = "" if before is None else f", was {before:,}"
+    print_line(out, f"wrote {' and '.join(map(_shown, files))}: {size:,} bytes{was}")
+
+
+def _check_folder(folder: str | None) -> None:
+    """Fail before the work if a folder cannot be made."""
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise click.UsageError(f"{folder} is not a folder")
 
 
 def _shown(file: Path) -> str:

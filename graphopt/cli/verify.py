@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from graphopt.cli.common import data_option, json_option, write_json
+from graphopt.cli.common import (
+    check_json,
+    data_option,
+    json_option,
+    output,
+    seed_option,
+    show_json,
+)
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["SCHEMA", "command"]
+
+SCHEMA = "graphopt.verify/1"
+
+_EQUAL = {
+    "bitwise": "equal bit by bit",
+    "rounding": "equal up to rounding",
+    "lossy": "equal in names, types and shapes",
+}
 
 
 @click.command("verify")
@@ -14,27 +36,73 @@ __all__ = ["command"]
 @click.argument("b", type=click.Path())
 @data_option
 @click.option(
-    "--exactness", type=click.Choice(["bitwise", "rounding", "lossy"]), default="rounding",
-    help="How equal outputs have to be; lossy compares types and shapes and reports the SQNR.",
+    "--samples", type=click.IntRange(1), default=32, show_default=True, metavar="N",
+    help="How many batches of the data to compare on, at most.",
 )  # fmt: skip
-@click.option("--seed", "seeds", type=int, multiple=True, help="Seed of made-up inputs; repeatable.")
+@click.option(
+    "--exactness", type=click.Choice(["bitwise", "rounding", "lossy"]), default="rounding",
+    show_default=True,
+    help="How equal outputs have to be; lossy wants the same names, types and shapes, and reports "
+    "the signal-to-noise ratio.",
+)  # fmt: skip
+@seed_option
 @json_option
 def command(
-    a: str, b: str, data: str | None, exactness: str, seeds: tuple[int, ...], json_file: str | None
+    a: str,
+    b: str,
+    data: str | None,
+    samples: int,
+    exactness: str,
+    seeds: tuple[int, ...],
+    json_file: str | None,
 ) -> int:
     """Compare the outputs of models A and B, with ONNX Runtime's optimizations off.
 
     Exit code 0 if they are equal, 4 if they are not.
     """
-    from graphopt import api
+    from graphopt import api, ir
+    from graphopt.cli.progress import busy
 
-    found = api.verify(a, b, data=data, exactness=exactness, seeds=seeds or (0, 1))
-    if not write_json(found.to_json(), json_file):
-        if found.ok:
-            click.echo(
-                f"equal ({exactness}): largest difference {found.max_abs:.3g} in "
-                f"{found.worst_output!r}, SQNR {found.sqnr_db:.1f} dB"
-            )
-        else:
-            click.echo(f"different: {found.reason}")
+    check_json(json_file, Path(a), Path(b))
+    with busy("reading models") as say:
+        first, second = api.load(a), api.load(b)
+        say("comparing outputs")
+        batches = api.samples(data, first)
+        found, oracle = api.judge(
+            first, second, data=batches, exactness=exactness, seeds=seeds or (0, 1), batches=samples
+        )
+    remarks = [*oracle.remarks, *(batches.remarks if batches is not None else ())]
+    declared = ir.interface_difference(first, second)
+    if declared is not None:
+        remarks.append(f"declarations differ: {_short(declared)}")
+    result = {
+        "schema": SCHEMA,
+        "a": os.fspath(a),
+        "b": os.fspath(b),
+        "exactness": exactness,
+        **found.to_json(),
+        "feeds": oracle.feeds_summary,
+        "remarks": remarks,
+    }
+    if not show_json(result, json_file):
+        with output() as out:
+            _show(out, result)
     return 0 if found.ok else 4
+
+
+def _show(out: Console, result: dict[str, Any]) -> None:
+    from graphopt.manager.report_view import describe_difference, describe_feeds, print_line
+
+    for remark in result["remarks"]:
+        print_line(out, f"remark: {remark}")
+    feeds = describe_feeds(result["feeds"])
+    difference = describe_difference(result)
+    if result["ok"]:
+        said = _EQUAL[result["exactness"]]
+        print_line(out, f"{said} on {feeds}{difference}", "bold green")
+    else:
+        print_line(out, f"different: {result['reason']}{difference}", "bold red")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]} ..."

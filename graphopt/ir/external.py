@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as _ir
 from onnx_ir import DataType, Model
 
 from graphopt.errors import FrontendError
 from graphopt.ir.graph import all_graphs
 
-__all__ = ["MappedTensor", "map_external_data"]
+__all__ = ["MappedTensor", "map_external_data", "map_raw"]
 
 
 class MappedTensor(_ir.Tensor):  # type: ignore[type-arg]
@@ -24,7 +26,7 @@ class MappedTensor(_ir.Tensor):  # type: ignore[type-arg]
     Saving copies the slice from file to file, so that the weights never enter memory.
     """
 
-    __slots__ = ("length", "offset", "path")
+    __slots__ = ("_file", "length", "offset", "path")
 
     def __init__(
         self,
@@ -39,6 +41,19 @@ class MappedTensor(_ir.Tensor):  # type: ignore[type-arg]
     ) -> None:
         super().__init__(data, dtype=dtype, shape=shape, name=name)
         self.path, self.offset, self.length = path, offset, length
+        self._file = _identity(path)
+
+    def is_current(self) -> bool:
+        """Whether ``path`` still is the mapped file: another may have replaced it, or none."""
+        return self._file == _identity(self.path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def map_external_data(model: Model, directory: Path) -> None:
@@ -86,34 +101,70 @@ def _tensor_attributes(graph: _ir.Graph) -> Iterator[tuple[_ir.Node, _ir.Attr]]:
 def _map(
     tensor: _ir.ExternalTensor, directory: Path, maps: dict[str, np.ndarray[Any, Any]]
 ) -> _ir.TensorProtocol:
+    name, dtype = tensor.name or "", tensor.dtype
+    if dtype == DataType.STRING:
+        raise FrontendError(f"initializer {name!r}: strings cannot be external data")
     location = os.fspath(tensor.location)
-    path = contained(directory, location, tensor.name or "")
+    path = contained(directory, location, name)
     data = maps.get(location)
     if data is None:
-        data = maps[location] = _open(path, location, tensor.name or "")
-    shape = _ir.Shape(tuple(tensor.shape.numpy()))
-    count = math.prod(shape.numpy())
-    length = math.ceil(count * tensor.dtype.bitwidth / 8)
+        data = maps[location] = _open(path, location, name)
+    shape = tuple(tensor.shape.numpy())
+    if any(d < 0 for d in shape):
+        raise FrontendError(f"initializer {name!r} has a negative dimension: {list(shape)}")
+    length = math.ceil(math.prod(shape) * dtype.bitwidth / 8)
     offset = tensor.offset or 0
     if tensor.length is not None and tensor.length < length:
         raise FrontendError(
-            f"external data {location!r} of initializer {tensor.name!r}: {tensor.length} bytes are "
-            f"declared, {length} needed for {tensor.dtype.name}{list(shape.numpy())}"
+            f"external data {location!r} of initializer {name!r}: {tensor.length} bytes are "
+            f"declared, {length} needed for {dtype.name}{list(shape)}"
         )
-    if offset < 0 or offset + length > len(data):
-        raise FrontendError(
-            f"external data {location!r} is truncated: initializer {tensor.name!r} needs bytes "
-            f"{offset} to {offset + length}, the file has {len(data)}"
-        )
+    _check_span(location, name, offset, length, len(data))
     view = data[offset : offset + length]
-    if tensor.dtype.bitwidth < 8:
-        return _ir.PackedTensor(view, dtype=tensor.dtype, shape=shape, name=tensor.name)
-    if tensor.dtype == DataType.STRING:
-        raise FrontendError(f"initializer {tensor.name!r}: strings cannot be external data")
-    array = view.view(tensor.dtype.numpy()).reshape(tuple(shape.numpy()))
+    if dtype.bitwidth < 8:
+        return _ir.PackedTensor(view, dtype=dtype, shape=_ir.Shape(shape), name=name)
     return MappedTensor(
-        array, dtype=tensor.dtype, shape=shape, name=tensor.name, path=path, offset=offset, length=length
+        view.view(dtype.numpy()).reshape(shape), dtype=dtype, shape=_ir.Shape(shape), name=name,
+        path=path, offset=offset, length=length,
     )  # fmt: skip
+
+
+def map_raw(tensors: Iterable[onnx.TensorProto], directory: Path) -> list[MappedTensor]:
+    """The data that ``tensors`` refer to as bytes, for models that nobody is going to understand.
+
+    Raises:
+        FrontendError: A file is missing, too short, or outside ``directory``.
+    """
+    found = []
+    maps: dict[str, np.ndarray[Any, Any]] = {}
+    for tensor in tensors:
+        info = {e.key: e.value for e in tensor.external_data}
+        location = info.get("location", "")
+        path = contained(directory, location, tensor.name)
+        data = maps.get(location)
+        if data is None:
+            data = maps[location] = _open(path, location, tensor.name)
+        try:
+            offset = int(info.get("offset", 0))
+            length = int(info.get("length", len(data) - offset))
+        except ValueError as e:
+            raise FrontendError(f"external data of initializer {tensor.name!r}: {e}") from e
+        _check_span(location, tensor.name, offset, length, len(data))
+        found.append(
+            MappedTensor(
+                data[offset : offset + length], dtype=DataType.UINT8, shape=_ir.Shape([length]),
+                name=tensor.name, path=path, offset=offset, length=length,
+            )  # fmt: skip
+        )
+    return found
+
+
+def _check_span(location: str, name: str, offset: int, length: int, size: int) -> None:
+    if offset < 0 or length < 0 or offset + length > size:
+        raise FrontendError(
+            f"external data {location!r} is truncated: initializer {name!r} needs bytes "
+            f"{offset} to {offset + length}, the file has {size}"
+        )
 
 
 def contained(directory: Path, location: str, name: str) -> Path:
@@ -122,10 +173,12 @@ def contained(directory: Path, location: str, name: str) -> Path:
     Raises:
         FrontendError: The location is absolute or escapes by ``..`` or by a symbolic link.
     """
+    if not location or "\0" in location:
+        raise FrontendError(f"external data of initializer {name!r} has no valid location")
     path = directory / location
     root = os.path.realpath(directory)
     real = os.path.realpath(path)
-    if not location or os.path.isabs(location) or os.path.commonpath([root, real]) != root:
+    if os.path.isabs(location) or os.path.commonpath([root, real]) != root:
         raise FrontendError(
             f"external data {location!r} of initializer {name!r} lies outside the model's directory"
         )
@@ -134,6 +187,8 @@ def contained(directory: Path, location: str, name: str) -> Path:
 
 def _open(path: Path, location: str, name: str) -> np.ndarray[Any, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")  # a pipe would be waited for
         if path.stat().st_size == 0:
             return np.empty(0, np.uint8)
         data = np.memmap(path, dtype=np.uint8, mode="r")

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import google.protobuf.message
 import onnx
-import onnx.inliner  # onnx itself does not import it
 import onnx_ir as _ir
-from onnx_ir import Model
+from onnx_ir import Model, TensorProtocol
 
 from graphopt.errors import FrontendError, StructureError
-from graphopt.ir.external import map_external_data
+from graphopt.ir.external import MappedTensor, map_external_data, map_raw
+from graphopt.ir.functions import inline_model
 from graphopt.ir.graph import all_graphs, gc_paused
 from graphopt.ir.normal import normalize
 from graphopt.ir.origin import Origin, origin, seal, verbatim
+from graphopt.ir.prepare import graphs, inline, redefinition, referring, unsupported, without_maps
 from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.text import parse_proto
 from graphopt.ir.verify import verify
 
 __all__ = ["clone", "load", "parse_text"]
+
+# What onnx_ir warns of is judged here; without a handler it would end up on stderr.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto | Model
 
@@ -79,8 +85,7 @@ def clone(model: Model) -> Model:
     source = origin(model)
     if source.opaque is not None:
         assert source.proto is not None
-        directory = None if source.directory is None else Path(source.directory)
-        return _opaque(source.proto, directory, source.opaque)
+        return _opaque(source.proto, source.opaque, source.external)
     with gc_paused():
         copy = model.clone()
         copy.meta.update(model.meta)
@@ -89,6 +94,7 @@ def clone(model: Model) -> Model:
             inputs=dict(source.inputs),
             outputs=dict(source.outputs),
             inner=dict(source.inner),
+            formal=dict(source.formal),
             value_info=set(source.value_info),
             remarks=list(source.remarks),
             seal=None,
@@ -100,15 +106,16 @@ def clone(model: Model) -> Model:
 
 
 def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise FrontendError(f"{path} is a directory, not an ONNX file")
     try:
-        data = path.read_bytes()
+        if path.is_dir():
+            raise FrontendError(f"{path} is a directory, not an ONNX file")
+        return path.read_bytes()
     except FileNotFoundError as e:
         raise FrontendError(f"{path} does not exist") from e
     except OSError as e:
         raise FrontendError(f"{path} cannot be read: {e.strerror or e}") from e
-    return data
+    except ValueError as e:  # a null byte in the name
+        raise FrontendError(f"{str(path)!r} is not a path: {e}") from e
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
@@ -127,32 +134,39 @@ def _from_proto(proto: onnx.ModelProto, directory: Path | None, name: str) -> Mo
         raise FrontendError(f"{name} is not an ONNX model: it has no graph or no IR version")
     if proto.ir_version >= 3 and not proto.opset_import:
         raise FrontendError(f"{name} imports no opset: it is truncated or not an ONNX model")
-    reason = _unsupported(proto)
+    tensors = list(referring(proto))
+    if directory is None and tensors:
+        raise FrontendError(f"{name} has external data: load it from its path, or give its directory")
+    reason = unsupported(proto)
     inlined = proto
-    if reason is None and proto.functions:
-        try:
-            inlined = onnx.inliner.inline_local_functions(proto)
-        except (RuntimeError, ValueError) as e:
-            reason = f"its functions cannot be inlined: {_first_line(e)}"
+    if reason is None:
+        inlined, reason = inline(proto)
     model = None
     if reason is None:
         try:
-            model = _ir.from_proto(inlined)
+            model = _ir.from_proto(without_maps(inlined))
         except Exception as e:  # noqa: BLE001 - onnx_ir wraps whatever its deserializer meets
-            cause = _root(e)
-            if "redeclared" in str(cause):
-                raise FrontendError(f"{name} is invalid: {_first_line(cause)}") from e
-            reason = _first_line(cause)
+            twice = redefinition(inlined)
+            if twice is not None:
+                raise FrontendError(f"{name} is invalid: %{twice} is defined twice") from e
+            reason = _first_line(_root(e))
+            if "redeclared" in reason:
+                reason = "a Constant node bears the name of another constant"
+    raw: list[MappedTensor] = []
+    if directory is not None and tensors:
+        try:
+            if model is None:
+                raw += map_raw(tensors, directory)
+            else:
+                map_external_data(model, directory)
+        except FrontendError as e:
+            raise FrontendError(f"{name}: {e}") from e
     if model is None:
-        return _opaque(proto, directory, reason or "unknown reason")
-    if directory is not None:
-        map_external_data(model, directory)
-    elif _has_external_data(proto):
-        raise FrontendError(f"{name} has external data: load it from its path, or give its directory")
+        return _opaque(proto, reason or "unknown reason", raw)
     source = origin(model)
     source.proto, source.directory = proto, str(directory) if directory is not None else None
     _declare(model, source, proto.graph)
-    source.value_info = {info.name for info in _value_infos(inlined.graph)}
+    source.value_info = {info.name for g in graphs(inlined.graph) for info in g.value_info}
     source.annotated = bool(inlined.graph.quantization_annotation)
     _finish(model, name)
     seal(model)
@@ -162,9 +176,8 @@ def _from_proto(proto: onnx.ModelProto, directory: Path | None, name: str) -> Mo
 def _from_ir(source: Model) -> Model:
     model = source.clone()
     try:
-        if model.functions:
-            _ir.passes.common.InlinePass()(model)
-    except (ValueError, _ir.passes.PassError, _ir.passes.PreconditionError) as e:
+        inline_model(model)
+    except ValueError as e:
         raise FrontendError(f"functions of the model cannot be inlined: {_first_line(e)}") from e
     memory = origin(model)
     graph = model.graph
@@ -202,7 +215,7 @@ def _declare(model: Model, source: Origin, graph: onnx.GraphProto) -> None:
     source.outputs = {info.name: info for info in graph.output}
 
 
-def _opaque(proto: onnx.ModelProto, directory: Path | None, reason: str) -> Model:
+def _opaque(proto: onnx.ModelProto, reason: str, external: Sequence[TensorProtocol]) -> Model:
     graph = _ir.Graph(
         [_ir.Value(name=info.name) for info in proto.graph.input],
         [_ir.Value(name=info.name) for info in proto.graph.output],
@@ -212,42 +225,9 @@ def _opaque(proto: onnx.ModelProto, directory: Path | None, reason: str) -> Mode
     )
     model = _ir.Model(graph, ir_version=proto.ir_version)
     source = origin(model)
-    source.proto, source.opaque = proto, reason
-    source.directory = None if directory is None else str(directory)
+    source.proto, source.opaque, source.external = proto, reason, list(external)
     source.remarks.append(f"the model is carried through unchanged: {reason}")
     return model
-
-
-def _unsupported(proto: onnx.ModelProto) -> str | None:
-    """What the IR would drop without a word."""
-    if proto.training_info:
-        return "training information has no representation"
-    if any(g.sparse_initializer for g in _graphs(proto.graph)):
-        return "sparse initializers have no representation"
-    return None
-
-
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    found = [graph]
-    for node in graph.node:
-        for a in node.attribute:
-            if a.HasField("g"):
-                found += _graphs(a.g)
-            for g in a.graphs:
-                found += _graphs(g)
-    return found
-
-
-def _value_infos(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    return [info for g in _graphs(graph) for info in g.value_info]
-
-
-def _has_external_data(proto: onnx.ModelProto) -> bool:
-    return any(
-        t.data_location == onnx.TensorProto.EXTERNAL
-        for g in _graphs(proto.graph)
-        for t in g.initializer
-    )
 
 
 def _root(error: BaseException) -> BaseException:

@@ -5,16 +5,19 @@
 * Below IR version 4 initializers had to be listed as graph inputs; they are constants there, so the
   list is dropped. From IR version 4 on such inputs are defaults that callers may override: they stay
   inputs and are not constant.
-* Every value that something uses is named, and names are unique over all scopes.
+* Every value that something uses is named, and names are unique over all scopes. So are unused outputs
+  of operators that count their outputs; an absent one would change what they compute.
 * Nodes are topologically sorted; the default domain is ``""``; subgraphs carry the opset imports.
 """
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as _ir
-from onnx_ir import Graph, Model, Value
+from onnx_ir import Graph, Model, Node, Value
 
-from graphopt.ir.graph import all_graphs, constant_tensor
+from graphopt.ir import schema as _schema
+from graphopt.ir.graph import all_graphs, constant_tensor, opset
 from graphopt.ir.origin import origin
 
 __all__ = ["normalize"]
@@ -30,6 +33,8 @@ def normalize(model: Model) -> None:
     if "ai.onnx" in imports:
         version = imports.pop("ai.onnx")
         imports[""] = max(version, imports.get("", 0))
+    if model.ir_version < 3:
+        imports.setdefault("", 1)  # opsets came with version 3
     if model.ir_version < 4:
         _drop_listed_initializers(model)
     for graph in all_graphs(model):
@@ -64,7 +69,7 @@ def _lift_constants(graph: Graph) -> None:
         if tensor is None or value.is_graph_output() or not value.name:
             continue
         lifted.append((node, value, tensor))
-    for node, value, tensor in lifted:
+    for _node, value, tensor in lifted:
         constant = _ir.Value(
             name=value.name,
             type=_ir.TensorType(tensor.dtype),
@@ -100,6 +105,8 @@ def _unique_names(model: Model) -> None:
         if name != value.name:
             if value.name in source.value_info:
                 source.value_info.add(name)
+            if value.name and (value.is_graph_input() or value.is_graph_output()):
+                source.formal[name] = value.name
             _rename(value, name)
 
     for graph in all_graphs(model):
@@ -107,7 +114,15 @@ def _unique_names(model: Model) -> None:
             visit(v, used=True)
         for node in graph:
             for v in node.outputs:
-                visit(v, used=bool(v.uses()) or v.is_graph_output())
+                used = bool(v.name or v.uses()) or v.is_graph_output()
+                visit(v, used=used or _counts_outputs(node))
+
+
+def _counts_outputs(node: Node) -> bool:
+    """Whether what a node computes depends on how many outputs it has, used or not (Split, Loop)."""
+    schema = _schema.lookup(node.domain, node.op_type, opset(node, node.domain))
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return schema is not None and any(p.option == variadic for p in schema.outputs[-1:])
 
 
 def _rename(value: Value, name: str) -> None:

@@ -13,7 +13,7 @@ import operator
 from typing import Any
 
 import onnx
-from onnx_ir import Model
+from onnx_ir import Model, TensorProtocol
 
 from graphopt.ir.graph import all_graphs
 
@@ -40,10 +40,14 @@ class Origin:
         outputs: How each graph output was declared, by name.
         inner: How inputs and outputs of subgraphs were declared, by name. ONNX Runtime needs the
             shapes of some, right or wrong, so they are written back as they were.
+        formal: What inputs and outputs of subgraphs were called, by name. Some contrib operators go
+            by those names.
         value_info: Names of the values that had value_info, which they keep.
         annotated: Whether any value has a quantization annotation.
         opaque: Why the model is carried through unchanged, or None.
         remarks: What the importer had to say.
+        external: Of an opaque model, the data that ``proto`` keeps in other files: a memory map for
+            every tensor that refers to one, in the order of ``prepare.referring``.
         seal: Identity of everything in the model right after import, see :func:`verbatim`.
     """
 
@@ -52,10 +56,12 @@ class Origin:
     inputs: dict[str, onnx.ValueInfoProto] = dataclasses.field(default_factory=dict)
     outputs: dict[str, onnx.ValueInfoProto] = dataclasses.field(default_factory=dict)
     inner: dict[str, onnx.ValueInfoProto] = dataclasses.field(default_factory=dict)
+    formal: dict[str, str] = dataclasses.field(default_factory=dict)
     value_info: set[str] = dataclasses.field(default_factory=set)
     annotated: bool = False
     opaque: str | None = None
     remarks: list[str] = dataclasses.field(default_factory=list)
+    external: list[TensorProtocol] = dataclasses.field(default_factory=list)
     seal: list[Any] | None = None
 
 

@@ -18,6 +18,7 @@ from onnx_ir import serde as _serde
 from graphopt.errors import GraphOptError
 from graphopt.ir.graph import all_graphs, gc_paused
 from graphopt.ir.origin import Origin, opaque, origin, verbatim
+from graphopt.ir.prepare import graphs
 
 __all__ = ["PROTOBUF_LIMIT", "nbytes", "source_bytes", "tensor_nbytes", "to_bytes", "to_proto"]
 
@@ -121,12 +122,12 @@ class _Writer:
         proto.name = value.name or ""
 
     def node(self, proto: onnx.NodeProto, node: Node) -> None:
-        graphs = [
+        subgraphs = [
             a
             for a in node.attributes.values()
             if a.type in (_ir.AttributeType.GRAPH, _ir.AttributeType.GRAPHS) and not a.is_ref()
         ]
-        if not graphs:
+        if not subgraphs:
             _serde.serialize_node_into(proto, node, model_ir_version=self.ir_version)
             return
         # serde would write the subgraphs its own way, so it gets the node without them.
@@ -134,7 +135,7 @@ class _Writer:
             node.domain,
             node.op_type,
             (),
-            [a for a in node.attributes.values() if a not in graphs],
+            [a for a in node.attributes.values() if a not in subgraphs],
             overload=node.overload,
             num_outputs=0,
             name=node.name,
@@ -146,7 +147,7 @@ class _Writer:
         proto.output.extend(v.name or "" for v in node.outputs)
         while proto.output and not proto.output[-1]:
             proto.output.pop()
-        for a in graphs:
+        for a in subgraphs:
             out = proto.attribute.add(name=a.name)
             if a.type == _ir.AttributeType.GRAPH:
                 out.type = onnx.AttributeProto.GRAPH
@@ -155,6 +156,9 @@ class _Writer:
                 out.type = onnx.AttributeProto.GRAPHS
                 for graph in a.as_graphs():
                     self.graph(out.graphs.add(), graph, main=False)
+            if node.domain:
+                for inner in (out.g, *out.graphs):
+                    _restore_formal(inner, self.source.formal)
 
 
 def _interface(
@@ -165,6 +169,27 @@ def _interface(
         proto.CopyFrom(original)
     else:
         _serde.serialize_value_into(proto, value)
+
+
+def _restore_formal(graph: onnx.GraphProto, formal: dict[str, str]) -> None:
+    """Give inputs and outputs of a subgraph the names they had before names became unique."""
+    names = {
+        info.name: formal[info.name]
+        for info in (*graph.input, *graph.output)
+        if info.name in formal
+    }
+    if not names:
+        return
+    inside = graphs(graph)
+    taken = {name for g in inside for node in g.node for name in (*node.input, *node.output)}
+    taken.update(t.name for g in inside for t in g.initializer)
+    names = {new: old for new, old in names.items() if old not in taken}
+    for g in inside:
+        for named in (*g.input, *g.output, *g.value_info, *g.initializer):
+            named.name = names.get(named.name, named.name)
+        for node in g.node:
+            for field in (node.input, node.output):
+                field[:] = [names.get(name, name) for name in field]
 
 
 def _annotate(proto: onnx.GraphProto, graph: Graph) -> None:

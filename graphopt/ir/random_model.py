@@ -94,10 +94,10 @@ class _Builder:
         ]  # fmt: skip
         for _ in range(self.count):
             rng.choice(kinds)()
-        images = [n for n, _ in self.images[1:]]
-        rows = [n for n, _ in self.rows[1:]]
-        outputs = rng.sample(images, min(len(images), 1 + rng.randrange(2)))
-        outputs += rng.sample(rows, min(len(rows), 1 + rng.randrange(2)))
+        used = {name for node in self.nodes for name in _reads(node)}
+        made = [n for n, _ in (*self.images[1:], *self.rows[1:])]
+        # What nothing reads is an output, and so is now and then something in the middle.
+        outputs = [n for n in made if n not in used or rng.random() < 0.1]
         if not outputs:
             outputs = [self.op("Relu", "row")]
         nodes = list(self.nodes)
@@ -115,8 +115,8 @@ class _Builder:
         )
 
     def unary(self) -> None:
-        pool = rng_pool = self.images if self.rng.random() < 0.5 else self.rows
-        x, c = self.rng.choice(rng_pool[-6:])
+        pool = self.images if self.rng.random() < 0.5 else self.rows
+        x, c = self.rng.choice(pool[-6:])
         pool.append((self.op(self.rng.choice(_UNARY), x), c))
 
     def binary(self) -> None:
@@ -267,3 +267,9 @@ class _Builder:
         y, scan = self.name("y"), self.name("scan")
         self.nodes.append(helper.make_node("Loop", [count, "", x], [y, scan], body=body))
         self.rows.append((y, c))
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Names a node reads, those its subgraphs capture included."""
+    inner = [a.g for a in node.attribute if a.HasField("g")]
+    return [*node.input, *(name for g in inner for n in g.node for name in _reads(n))]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import google.protobuf.message
 import onnx
-from onnx_ir import Model, StringTensor, TensorProtocol, Value
+from onnx_ir import DataType, Model, TensorProtocol, Value
 
 from graphopt.errors import ExportError
-from graphopt.ir.external import MappedTensor, contained
+from graphopt.ir.external import MappedTensor
 from graphopt.ir.origin import opaque, origin, verbatim
-from graphopt.ir.proto import PROTOBUF_LIMIT, nbytes, tensor_nbytes, to_proto
+from graphopt.ir.prepare import referring
+from graphopt.ir.proto import PROTOBUF_LIMIT, nbytes, to_proto
 
 __all__ = ["atomic_write", "save"]
 
@@ -44,17 +47,17 @@ def save(
     Raises:
         ExportError: The destination cannot be written, or weights above 2 GB were to be inline.
     """
-    target = Path(path).absolute()
-    if target.is_dir():
-        raise ExportError(f"{path} is a directory")
-    # Through a symbolic link: replacing the link itself would leave the old model where it points.
-    target = Path(os.path.realpath(target))
     size = nbytes(model)
     if external_data is None:
         external_data = size > PROTOBUF_LIMIT - (1 << 24)
     if not external_data and size > PROTOBUF_LIMIT:
         raise ExportError(f"{size} bytes do not fit into one file: save with external data")
     try:
+        # Through a symbolic link: replacing the link itself would leave the old model where it points.
+        target = Path(os.path.realpath(Path(path).absolute()))
+        if target.exists() and not target.is_file():
+            kind = "a directory" if target.is_dir() else "not a regular file"
+            raise ExportError(f"{path} is {kind}")
         _remove_leftovers(target)
         if opaque(model) is not None:
             return _save_opaque(model, target)
@@ -65,9 +68,9 @@ def save(
 
 def _save_inline(model: Model, target: Path) -> list[Path]:
     proto = verbatim(model)
-    if proto is None or _refers(proto):
+    if proto is None or next(referring(proto), None) is not None:
         proto = to_proto(model, external=lambda _value, _proto: False)
-    atomic_write(target, proto.SerializeToString(deterministic=True))
+    atomic_write(target, _serialize(proto))
     return [target]
 
 
@@ -79,56 +82,53 @@ def _save_external(model: Model, target: Path) -> list[Path]:
     def place(value: Value, proto: onnx.TensorProto) -> bool:
         nonlocal end
         tensor = value.const_value
-        if tensor is None or isinstance(tensor, StringTensor) or tensor_nbytes(tensor) < _SMALL:
+        if tensor is None or tensor.dtype == DataType.STRING or tensor.nbytes < _SMALL:
             return False
-        start = -(-end // _ALIGN) * _ALIGN
+        start = _aligned(end)
         end = start + tensor.nbytes
         _refer(proto, data.name, start, tensor.nbytes)
         chunks.append(tensor)
         return True
 
-    proto = to_proto(model, external=place)
-    return _commit(target, data, proto, lambda file: _write_tensors(file, chunks))
+    return _commit(target, data, to_proto(model, external=place), chunks)
 
 
 def _save_opaque(model: Model, target: Path) -> list[Path]:
     source = origin(model)
     assert source.proto is not None
-    if source.directory is None or not _refers(source.proto):
-        atomic_write(target, source.proto.SerializeToString())
+    if not source.external:
+        atomic_write(target, _serialize(source.proto))
         return [target]
-    directory, data = Path(source.directory), _data_path(target)
+    data = _data_path(target)
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
-    spans: list[tuple[Path, int, int]] = []
     end = 0
-    for tensor in _referring(proto):
-        info = {e.key: e.value for e in tensor.external_data}
-        origin_path = contained(directory, info.get("location", ""), tensor.name)
-        offset = int(info.get("offset", 0))
-        length = int(info.get("length", 0)) or origin_path.stat().st_size - offset
-        start = -(-end // _ALIGN) * _ALIGN
-        end = start + length
-        spans.append((origin_path, offset, length))
-        _refer(tensor, data.name, start, length)
+    for tensor, mapped in zip(referring(proto), source.external, strict=True):
+        start = _aligned(end)
+        end = start + mapped.nbytes
+        _refer(tensor, data.name, start, mapped.nbytes)
+    return _commit(target, data, proto, source.external)
 
-    def write(file: BinaryIO) -> None:
-        for origin_path, offset, length in spans:
-            _pad(file)
-            _copy(origin_path, offset, length, file)
 
-    return _commit(target, data, proto, write)
+def _serialize(proto: onnx.ModelProto) -> bytes:
+    try:
+        return proto.SerializeToString(deterministic=True)
+    except (ValueError, google.protobuf.message.EncodeError) as e:  # which one, depends on protobuf
+        raise ExportError(f"the model does not fit into one protobuf: {e}") from e
 
 
 def _commit(
-    target: Path, data: Path, proto: onnx.ModelProto, write: Callable[[BinaryIO], None]
+    target: Path, data: Path, proto: onnx.ModelProto, tensors: Sequence[TensorProtocol]
 ) -> list[Path]:
     """Data first, under a name nothing refers to; then the model, which is the switch."""
+    if not tensors:
+        atomic_write(target, _serialize(proto))
+        return [target]
     previous = _own_data_of(target)
     with _replacing(data) as file:
-        write(file)
+        _write_tensors(file, tensors)
     try:
-        atomic_write(target, proto.SerializeToString(deterministic=True))
+        atomic_write(target, _serialize(proto))
     except BaseException:
         data.unlink(missing_ok=True)
         raise
@@ -137,13 +137,17 @@ def _commit(
     return [target, data]
 
 
-def _write_tensors(file: BinaryIO, tensors: list[TensorProtocol]) -> None:
+def _write_tensors(file: BinaryIO, tensors: Sequence[TensorProtocol]) -> None:
     for tensor in tensors:
         _pad(file)
-        if isinstance(tensor, MappedTensor):
+        if isinstance(tensor, MappedTensor) and tensor.is_current():
             _copy(tensor.path, tensor.offset, tensor.length, file)
         else:
             file.write(tensor.tobytes())
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGN) * _ALIGN
 
 
 def _pad(file: BinaryIO) -> None:
@@ -171,25 +175,6 @@ def _refer(proto: onnx.TensorProto, location: str, offset: int, length: int) -> 
         proto.external_data.add(key=key, value=str(value))
 
 
-def _referring(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = [proto.graph]
-    while graphs:
-        graph = graphs.pop()
-        yield from (t for t in graph.initializer if t.external_data)
-        for node in graph.node:
-            for a in node.attribute:
-                if a.t.external_data:
-                    yield a.t
-                yield from (t for t in a.tensors if t.external_data)
-                if a.HasField("g"):
-                    graphs.append(a.g)
-                graphs.extend(a.graphs)
-
-
-def _refers(proto: onnx.ModelProto) -> bool:
-    return next(_referring(proto), None) is not None
-
-
 def _data_path(target: Path) -> Path:
     plain = target.with_name(target.name + ".data")
     if not plain.exists():
@@ -206,12 +191,14 @@ def _own_data_of(target: Path) -> Path | None:
     That is a file with the name a save of this very target picked on a later run. The first one,
     ``NAME.data``, is every tool's choice, so it may be somebody's source and stays.
     """
+    if not any(target.parent.glob(f"{glob.escape(target.name)}.*.data")):
+        return None
     try:
         proto = onnx.ModelProto.FromString(target.read_bytes())
     except (OSError, google.protobuf.message.DecodeError):
         return None
     locations = {
-        e.value for t in _referring(proto) for e in t.external_data if e.key == "location"
+        e.value for t in referring(proto) for e in t.external_data if e.key == "location"
     }
     if len(locations) != 1:
         return None
@@ -234,7 +221,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}{_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -262,7 +249,7 @@ def _sync_directory(directory: Path) -> None:
 
 def _remove_leftovers(target: Path) -> None:
     """Temporary files of saves to this target whose process was killed."""
-    for leftover in target.parent.glob(f".{target.name}*{_SUFFIX}"):
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}*{_SUFFIX}"):
         pid = leftover.name.removesuffix(_SUFFIX).rpartition(".")[2]
         if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
             leftover.unlink(missing_ok=True)

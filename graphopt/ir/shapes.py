@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as _ir
-from onnx_ir import Model, Value
+from onnx_ir import Model, Node, Value
 
 from graphopt.ir import schema as _schema
-from graphopt.ir.graph import all_graphs, gc_paused, opset
+from graphopt.ir.graph import all_graphs, all_nodes, gc_paused, opset
 from graphopt.ir.origin import opaque
+from graphopt.ir.prepare import graphs, has_map
 from graphopt.ir.proto import to_proto
 
 __all__ = ["infer_shapes"]
@@ -27,25 +28,27 @@ def infer_shapes(model: Model) -> None:
     if opaque(model) is not None:
         return
     with gc_paused():
-        inferred = _infer(model)
-        for graph in all_graphs(model):
-            for node in graph:
-                known = node.domain == "" and (
-                    _schema.lookup("", node.op_type, opset(node)) is not None
-                )
-                for value in node.outputs:
-                    if value.name:
-                        _apply(value, inferred.get(value.name), trust=not known)
+        foreign = {n for n in all_nodes(model) if not _is_known(n)}
+        inferred = _infer(model, {v.name: v for n in foreign for v in n.outputs if v.name})
+        for node in all_nodes(model):
+            for value in node.outputs:
+                if value.name:
+                    _apply(value, inferred.get(value.name), trust=node in foreign)
         for graph in all_graphs(model):
             if graph is not model.graph:
                 for value in graph.inputs:
                     _apply(value, inferred.get(value.name or ""), trust=False)
 
 
-def _infer(model: Model) -> dict[str, onnx.TypeProto]:
+def _is_known(node: Node) -> bool:
+    return node.domain == "" and _schema.lookup("", node.op_type, opset(node)) is not None
+
+
+def _infer(model: Model, foreign: dict[str, Value]) -> dict[str, onnx.TypeProto]:
     def weight(value: Value, proto: onnx.TensorProto) -> bool:
         tensor = value.const_value
-        if tensor is not None and tensor.size <= _SHAPE_DATA:
+        # A default that callers may override tells nothing about the shapes that depend on it.
+        if tensor is not None and tensor.size <= _SHAPE_DATA and not value.is_graph_input():
             return False
         proto.data_location = onnx.TensorProto.EXTERNAL
         proto.external_data.add(key="location", value="weights")
@@ -57,6 +60,9 @@ def _infer(model: Model) -> dict[str, onnx.TypeProto]:
     for info in proto.graph.output:
         _forget_shape(info.type)
     _forget_in_subgraphs(proto.graph)
+    if foreign:
+        for graph in graphs(proto.graph):
+            _declare(graph, foreign)
     try:
         result = onnx.shape_inference.infer_shapes(proto, check_type=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
@@ -65,6 +71,18 @@ def _infer(model: Model) -> dict[str, onnx.TypeProto]:
     found: dict[str, onnx.TypeProto] = {}
     _collect(result.graph, found)
     return found
+
+
+def _declare(graph: onnx.GraphProto, foreign: dict[str, Value]) -> None:
+    """Tell onnx what is known of values that it cannot infer, for the sake of what follows them."""
+    outputs = {info.name for info in graph.output}
+    for node in graph.node:
+        for name in node.output:
+            value = foreign.get(name)
+            if value is not None and value.type is not None and name not in outputs:
+                info = graph.value_info.add()
+                _ir.serde.serialize_value_into(info, value)
+                _forget_negative(info.type)
 
 
 def _forget_in_subgraphs(graph: onnx.GraphProto) -> None:
@@ -113,7 +131,7 @@ def _apply(value: Value, proto: onnx.TypeProto | None, *, trust: bool) -> None:
             value.shape = _shape(tensor.shape)
         elif not trust:
             value.shape = None
-    elif value.type is None:
+    elif value.type is None and not has_map(proto):
         value.type = _ir.serde.deserialize_type_proto_for_type(proto)
 
 

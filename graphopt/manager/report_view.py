@@ -115,12 +115,14 @@ def _sizes(report: Report) -> Table:
         ),
         ("size", format_bytes(before.bytes), format_bytes(after.bytes), before.bytes, after.bytes),
     ]
+    if not before.nodes and not after.nodes and before.bytes:
+        rows = rows[-1:]  # a model that is carried through as it is: nobody looked inside
     if before.cost or after.cost:
         costs = format_seconds(before.cost), format_seconds(after.cost)
         rows.append(("estimated time", *costs, before.cost, after.cost))
     table = make_table("", ">before", ">after", ">change")
     for name, old, new, was, now in rows:
-        table.add_row(make_text(name), make_text(old), make_text(new), make_text(format_change(was, now)))
+        table.add_row(name, old, new, format_change(was, now))
     return table
 
 
@@ -235,10 +237,11 @@ def describe_difference(error: Mapping[str, Any]) -> str:
         return ", without any difference"
     more = [f"{relative:.2g} of their RMS"] if isinstance(relative, float) else []
     more += [f"SQNR {sqnr:.1f} dB"] if isinstance(sqnr, float) else []
-    return f"; they differ by at most {largest:.2g}{f' ({', '.join(more)})' if more else ''}"
+    told = f" ({', '.join(more)})" if more else ""
+    return f"; they differ by at most {largest:.2g}{told}"
 
 
-def makemake_table(*headings: str) -> Table:
+def make_table(*headings: str) -> Table:
     """Return an empty table; columns whose heading starts with ``>`` are right-aligned."""
     from rich import box
     from rich.table import Table
@@ -252,7 +255,7 @@ def makemake_table(*headings: str) -> Table:
     return table
 
 
-def makemake_text(text: str, style: str = "") -> Text:
+def make_text(text: str, style: str = "") -> Text:
     """Return text to print as it is, control characters escaped."""
     from rich.text import Text
 
@@ -262,7 +265,7 @@ def makemake_text(text: str, style: str = "") -> Text:
 
 def print_line(console: Console, text: str, style: str = "") -> None:
     """Print a line."""
-    console.print(makemake_text(text, style))
+    console.print(make_text(text, style))
 
 
 def print_list(
@@ -276,4 +279,4 @@ def print_list(
         console.print()
         print_line(console, heading, style)
         for line in shown:
-            console.print(Padding(makemake_text(line), (0, 0, 0, 2), expand=False))
+            console.print(Padding(make_text(line), (0, 0, 0, 2), expand=False))

@@ -145,7 +145,7 @@ class PassManager:
                 pipeline=str(self.pipeline),
                 target=self.target.name,
                 versions=versions(),
-                remarks=ir.remarks(model),
+                remarks=[*ir.remarks(model), *getattr(self.data, "remarks", ())],
             )
             if ir.opaque(model) is not None:
                 report.oracle = {"mode": self.oracle, "verdict": "unchanged"}

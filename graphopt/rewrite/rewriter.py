@@ -10,6 +10,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.errors import StructureError
+from graphopt.ir.content import adopt_weights
 from graphopt.ir.origin import origin
 from graphopt.ir.schema import check_call
 from graphopt.rewrite.subgraphs import SubgraphVerbs, fresh_type
@@ -411,7 +412,9 @@ class Rewriter(SubgraphVerbs):
     def become(self, other: ir.Model) -> None:
         """Take over the contents of another model, as after a conversion by another program.
 
-        Names and declared types of inputs and outputs stay those of this model.
+        Names and declared types of inputs and outputs stay those of this model. Weights of equal
+        name and content are this model's; the files that other weights lie in are not needed any
+        more.
 
         Args:
             other: Model in normal form with the same interface; it must not be used afterwards.
@@ -427,6 +430,7 @@ class Rewriter(SubgraphVerbs):
             got = [v.name for v in getattr(other.graph, kind)]
             if have != got:
                 raise StructureError(f"the graph {kind} are {got}, not {have}")
+        adopt_weights(other, self.model)
         self.model.graph = self._graph = other.graph
         self.model.ir_version = other.ir_version
         origin(self.model).inner = origin(other).inner

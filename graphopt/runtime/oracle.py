@@ -6,7 +6,7 @@ import collections
 import enum
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ class Oracle:
         self._previous: list[dict[str, Any]] = []
         self._pending: list[dict[str, Any]] | None = None
         self._ignored: set[str] = set()
-        self._batches = len(data) if isinstance(data, Sized) else None
+        size = getattr(data, "__len__", None)
+        self._batches: int | None = None if size is None else size()
         started = time.perf_counter()
         try:
             with self._open(model) as session:

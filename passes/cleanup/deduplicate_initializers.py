@@ -6,16 +6,13 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Hashable
-from typing import BinaryIO, TypeGuard
-
-import numpy as np
+from typing import TypeGuard
 
 from graphopt import Context, Exactness, Pass, Rewriter, ir
-from graphopt.ir.external import MappedTensor
+from graphopt.ir.content import Content
 
 __all__ = ["DeduplicateInitializers"]
 
-_CHUNK = 1 << 20
 _SAMPLE = 64
 _SMALL = 3 * _SAMPLE
 
@@ -119,47 +116,19 @@ def _sample(tensor: ir.TensorProtocol) -> Hashable:
     """Some bytes from the start, the middle and the end; of a small tensor all."""
     if _is_text(tensor):
         return tuple(tensor.string_data()[:_SAMPLE])
-    if isinstance(tensor, MappedTensor):
-        length = tensor.length
-        with tensor.path.open("rb") as file:
-            return tuple(_read(file, tensor.offset + at, _SAMPLE) for at in _places(length))
-    data = _bytes(tensor)
-    if len(data) <= _SMALL:
-        return bytes(data)
-    return tuple(bytes(data[at : at + _SAMPLE]) for at in _places(len(data)))
+    content = Content(tensor)
+    size = content.nbytes
+    if size <= _SMALL:
+        return content.read(0, size).tobytes()
+    return tuple(content.read(at, _SAMPLE).tobytes() for at in (0, size // 2, size - _SAMPLE))
 
 
 def _digest(tensor: ir.TensorProtocol) -> Hashable:
     if _is_text(tensor):
         return tuple(tensor.string_data())
-    found = hashlib.sha256()
-    if isinstance(tensor, MappedTensor):
-        # Through read(): pages of a memory map would count as this process's memory.
-        with tensor.path.open("rb") as file:
-            for at in range(0, tensor.length, _CHUNK):
-                found.update(_read(file, tensor.offset + at, min(_CHUNK, tensor.length - at)))
-        return found.digest()
-    data = _bytes(tensor)
-    if len(data) <= _SMALL:
+    if tensor.nbytes <= _SMALL:
         return b""  # the sample was all of it
-    found.update(data)
+    found = hashlib.sha256()
+    for chunk in Content(tensor).chunks():
+        found.update(chunk)
     return found.digest()
-
-
-def _places(length: int) -> tuple[int, int, int]:
-    return 0, length // 2, max(0, length - _SAMPLE)
-
-
-def _read(file: BinaryIO, start: int, length: int) -> bytes:
-    file.seek(start)
-    return file.read(length)
-
-
-def _bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
-    """The bytes of a tensor, without a copy where that is possible."""
-    packed = getattr(tensor, "numpy_packed", None)  # types of less than a byte
-    if packed is not None:
-        return np.asarray(packed(), np.uint8).reshape(-1).data
-    if tensor.dtype.bitwidth < 8:
-        return tensor.tobytes()
-    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data

@@ -366,7 +366,6 @@ TABLE: dict[str, Evaluate] = {
     "Split": _split,
     "Squeeze": _squeeze,
     "Sub": _elementwise(subtract),
-    "Sum": _variadic(add),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,

@@ -9,7 +9,12 @@ import numpy as np
 from graphopt import Context, Exactness, Pass, Rewriter, apply_rules, ir
 from graphopt.passes.fold._dims import Dim, Element
 from graphopt.passes.fold._reads import is_used
-from graphopt.passes.fold._shape_values import INTEGERS, LIMIT, ShapeValues, broadcast_dims, sizes
+from graphopt.passes.fold._shape_values import (
+    INTEGERS,
+    LIMIT,
+    ShapeValues,
+    sizes,
+)
 
 __all__ = ["FoldShapes"]
 
@@ -58,9 +63,12 @@ class FoldShapes(Pass):
             return False
         rw = ctx.rewriter()
         folder = _Folder(rw, ctx, values, self.nonempty)
-        for graph in ir.all_graphs(model):
-            for node in tuple(graph):
-                folder.visit(node)
+        nodes = list(ir.all_nodes(model))
+        # First what takes a shape, since it may need none any more.
+        for visit in (folder.simplify, folder.store):
+            for node in nodes:
+                if node.domain == "" and node.graph is not None:
+                    visit(node)
         if rw.changed:
             ctx.stats.add(apply_rules(rw, ()))
         return rw.changed
@@ -85,11 +93,8 @@ class _Folder:
         self.ctx.stats.applied[rule] += 1
         return True
 
-    def visit(self, node: ir.Node) -> None:
-        if node.domain != "":
-            return
-        for value in node.outputs:
-            self.constant(value)
+    def simplify(self, node: ir.Node) -> None:
+        """Give a node that takes a shape a constant one, or do without the node."""
         match node.op_type:
             case "Reshape":
                 self.reshape(node)
@@ -97,6 +102,11 @@ class _Folder:
                 self.expand(node)
             case "Slice":
                 self.slice(node)
+
+    def store(self, node: ir.Node) -> None:
+        """Store the results of a node that are fully known."""
+        for value in node.outputs:
+            self.constant(value)
 
     def constant(self, value: ir.Value) -> None:
         """Replace a value that is fully known, where something needs it."""
@@ -145,7 +155,7 @@ class _Folder:
         """The elements of an input that nodes compute, in part from sizes that are not numbers."""
         value = node.inputs[index] if len(node.inputs) > index else None
         array = self.values.known.get(value) if value is not None else None
-        if value is None or array is None or ir.const(value) is not None or array.ndim != 1:
+        if value is None or array is None or array.ndim != 1 or self.is_number(value):
             return None
         return sizes(array)
 
@@ -154,15 +164,14 @@ class _Folder:
         have = self.values.dims(data)
         if ir.opset(node) < 5 or data is None or have is None or not is_used(node.outputs[0]):
             return
-        if self.values.reshaped(node) == have:
-            self.drop("drop-reshape", node, data)
+        if self.values.reshaped(node) == have and self.drop("drop-reshape", node, data):
             return
         given = self.scaffold(node, 1)
         if given is None:
             return
         found = reshape_target(given, have, bool(ir.attr(node, "allowzero", 0)), self.nonempty)
-        if found is None:
-            self.ctx.decline("fix-reshape", "more than one size of the target is unknown")
+        if isinstance(found, str):
+            self.ctx.decline("fix-reshape", found)
         elif self.allow("fix-reshape", node):
             target, copies = found
             self.retarget(node, 1, target)
@@ -174,8 +183,7 @@ class _Folder:
         have = self.values.dims(data)
         if given is None or have is None or data is None or not is_used(node.outputs[0]):
             return
-        if broadcast_dims([have, tuple(given)]) == have and _matches(given, have):
-            self.drop("drop-expand", node, data)
+        if _matches(given, have) and self.drop("drop-expand", node, data):
             return
         padded = (*[None] * (len(given) - len(have)), *have)[-len(given) :]
         target = [
@@ -219,18 +227,18 @@ class _Folder:
             return None
         return [int(e) for e in array.flat]
 
-    def drop(self, rule: str, node: ir.Node, data: ir.Value) -> None:
+    def drop(self, rule: str, node: ir.Node, data: ir.Value) -> bool:
         """Let users of a node use its input, unless that takes another node."""
         out = node.outputs[0]
-        if not self.rw.can_replace(out, data):
-            return
-        if self.allow(rule, node):
-            self.rw.replace(out, data)
+        if not self.rw.can_replace(out, data) or not self.allow(rule, node):
+            return False
+        self.rw.replace(out, data)
+        return True
 
 
 def reshape_target(
     given: list[Element], have: tuple[int | Dim, ...], allow_zero: bool, nonempty: bool
-) -> tuple[list[int], bool] | None:
+) -> tuple[list[int], bool] | str:
     """A constant target of a Reshape that does the same.
 
     Args:
@@ -240,7 +248,7 @@ def reshape_target(
         nonempty: Whether no dimension is ever 0.
 
     Returns:
-        The target, and whether it copies sizes, which needs ``allowzero=0``; None if there is none.
+        The target, and whether it copies sizes, which needs ``allowzero=0``; or why there is none.
     """
     target: list[int] = []
     unknown = 0
@@ -257,13 +265,13 @@ def reshape_target(
         else:
             unknown += 1
             target.append(-1)
-    inferred = [size for size in given if not isinstance(size, int)]
-    if unknown > 1 or (copies and allow_zero and 0 in given):
-        return None
-    new = unknown == 1 and -1 not in given
-    if new and maybe_empty and not nonempty:
-        return None
-    return (target, copies) if inferred else None
+    if unknown > 1:
+        return "more than one size of the target is unknown"
+    if copies and allow_zero and 0 in given:
+        return "it has both empty and copied dimensions"
+    if unknown == 1 and -1 not in given and maybe_empty and not nonempty:
+        return "a size cannot be inferred where another may be 0"
+    return target, copies
 
 
 def _key(data: np.ndarray[Any, Any]) -> tuple[object, ...]:

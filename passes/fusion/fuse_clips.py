@@ -161,7 +161,12 @@ def _build(m: Match, rw: Rewriter, clip: _Clip, dtype: ir.DataType, ops: set[str
     low = None if clip.low == least else clip.low
     high = None if clip.high == most else clip.high
     if version < 11:
-        return rw.op("Clip", clip.x, min=low, max=high)
+        return rw.op(
+            "Clip",
+            clip.x,
+            min=None if low is None else float(low),
+            max=None if high is None else float(high),
+        )
     return rw.op(
         "Clip",
         clip.x,

@@ -13,16 +13,48 @@ __all__ = ["FuseReshapes"]
 _x = Var()
 _inner = Op(VIEWS, _x, variadic=True, shared=True)
 _squeezed = Op(("Squeeze", "Unsqueeze"), _x, variadic=True, shared=True)
+_spare = Op(("Squeeze", "Unsqueeze"), _x, variadic=True)
 
 
 @rule(Op(("Squeeze", "Unsqueeze"), _squeezed, variadic=True), benefit=2)
 def fuse_squeezes(m: Match, rw: Rewriter) -> Replacement:
     """Two of Squeeze and Unsqueeze, whatever the shape of the tensor."""
     rank = ir.rank(m[_x])
+    origin = _origin(rank, m[_squeezed], m.root)
+    if rank is None or origin is None:
+        return None
+    new = [i for i, a in enumerate(origin) if a is None]
+    gone = sorted(set(range(rank)) - {a for a in origin if a is not None})
+    if new == gone and all(a in (i, None) for i, a in enumerate(origin)):
+        return m[_x]  # what went was of size one, and so is what came in its place
+    if (new and gone) or not inner_is_spare(m[_squeezed]):
+        return None
+    op = "Unsqueeze" if new else "Squeeze"
+    if ir.opset(m.root) < 13:
+        return rw.op(op, m[_x], axes=new or gone)
+    return rw.op(op, m[_x], rw.const(np.array(new or gone, np.int64), "axes"))
+
+
+@rule(Op("Flatten", _spare), benefit=2)
+def fuse_flatten(m: Match, rw: Rewriter) -> Replacement:
+    """Flatten behind Squeeze or Unsqueeze, whatever the shape of the tensor."""
+    origin = _origin(ir.rank(m[_x]), m[_spare])
+    if origin is None:
+        return None
+    axis = int(ir.attr(m.root, "axis", 1))
+    before = [a for a in origin[:axis] if a is not None]
+    axis = before[-1] + 1 if before else 0
+    if axis == 1 and ir.rank(m[_x]) == 2:
+        return m[_x]
+    return rw.op("Flatten", m[_x], axis=axis)
+
+
+def _origin(rank: int | None, *nodes: ir.Node) -> list[int | None] | None:
+    """Which axis of x every axis behind some Squeeze and Unsqueeze is; None for one that is new."""
     if rank is None:
         return None
-    origin: list[int | None] = list(range(rank))  # axis of x, or None for one that was added
-    for node in (m[_squeezed], m.root):
+    origin: list[int | None] = list(range(rank))
+    for node in nodes:
         given = integers(node, "axes", 1, 13)
         added = node.op_type == "Unsqueeze"
         if not given:
@@ -34,16 +66,7 @@ def fuse_squeezes(m: Match, rw: Rewriter) -> Replacement:
             origin = [None if i in axes else next(rest) for i in range(size)]
         else:
             origin = [a for i, a in enumerate(origin) if i not in axes]
-    new = [i for i, a in enumerate(origin) if a is None]
-    gone = sorted(set(range(rank)) - {a for a in origin if a is not None})
-    if new == gone and all(a in (i, None) for i, a in enumerate(origin)):
-        return m[_x]  # what went was of size one, and so is what came in its place
-    if (new and gone) or not inner_is_spare(m[_squeezed]):
-        return None
-    op = "Unsqueeze" if new else "Squeeze"
-    if ir.opset(m.root) < 13:
-        return rw.op(op, m[_x], axes=new or gone)
-    return rw.op(op, m[_x], rw.const(np.array(new or gone, np.int64), "axes"))
+    return origin
 
 
 @rule(Op(VIEWS, _inner, variadic=True))
@@ -79,9 +102,9 @@ def _shape_value(m: Match, rw: Rewriter, shape: tuple[int, ...]) -> ir.Value:
 class FuseReshapes(RewritePass):
     """Merge changes of shape.
 
-    What it does: of two in a row of Reshape, Flatten, Squeeze and Unsqueeze one Reshape remains, or
-    one Squeeze or Unsqueeze, or nothing where the shape is as before. A Transpose next to one of
-    them that moves nothing but dimensions of size one counts, too.
+    What it does: of two in a row of Reshape, Flatten, Squeeze and Unsqueeze one remains, or nothing
+    where the shape is as before. A Transpose next to one of them that moves nothing but dimensions
+    of size one counts, too.
 
     Exactness: BITWISE
 
@@ -103,4 +126,4 @@ class FuseReshapes(RewritePass):
     name = "fuse-reshapes"
     exactness = Exactness.BITWISE
     min_opset = 5
-    rules = (fuse_squeezes, fuse_reshapes)
+    rules = (fuse_squeezes, fuse_flatten, fuse_reshapes)

@@ -63,8 +63,9 @@ def sample() -> Report:
         oracle={
             "mode": "end",
             "verdict": "equal",
-            "feeds": {"samples": 1, "made": 2},
-            "error": {"max_abs": 1.23e-6, "max_rel": 4.56e-7},
+            "promise": "rounding",
+            "feeds": {"samples": 2, "batches": 8, "made": 2, "dims": [{"n": 1}, {"n": 3}]},
+            "error": {"max_abs": 1.23e-6, "max_rel": 4.56e-7, "sqnr_db": 101.26},
         },
         remarks=["opset 9 is old"],
         versions={"onnx": "1.0"},
@@ -219,26 +220,54 @@ def test_view() -> None:
         "",
         "nothing to do for: dead-code",
         "",
-        "why",
-        "  quantize reverted: output y differs",
-        "",
-        "declined",
-        "  3 x conv-bn: in training mode",
+        "declined: 3 rewrites for 1 reason, which --verbose lists",
         "",
         "remarks",
         "  opset 9 is old",
         "  fuse-conv-bn: [bold]kept[/bold] \\x1b[31mnode 7",
         "",
-        "Outputs agree with the original's on 1 sample and 2 made-up inputs; they differ",
-        "by at most 1.2e-06 (4.6e-07 of their RMS).",
+        "Outputs agree with the original's up to rounding on 2 of 8 batches of data and 2",
+        "made-up inputs (n=1; n=3); they differ by at most 1.2e-06 (4.6e-07 of their RMS,",
+        "SQNR 101.3 dB).",
+        "",
+        "undone: 1 pass",
+        "  quantize{bits=4}: output y differs",
+        "",
         "1.25 s for target cpu.",
     ]
 
 
-def test_verbose_view_has_a_row_per_pass() -> None:
+def test_verbose_view() -> None:
     lines = shown(sample(), verbose=True)
     assert sum(line.startswith(("fuse-", "quantize{", "dead-")) for line in lines) == 3
     assert not any("nothing to do" in line for line in lines)
+    at = lines.index("declined")
+    assert lines[at + 1] == "  3 x conv-bn: in training mode"
+
+
+def test_passes_that_did_not_run_have_their_reason_and_long_reasons_are_indented() -> None:
+    record = PassRecord(text="int8", name="int8", status="not-applicable", reason="needs " * 9)
+    lines = shown(Report(passes=[record, record]), width=40)
+    at = lines.index("not run")
+    assert lines[at + 1] == "  int8: needs needs needs needs needs"
+    assert lines[at + 2] == "  needs needs needs needs"
+    assert lines[at + 3] == ""
+
+
+def test_a_pass_that_did_something_once_is_not_idle() -> None:
+    busy = PassRecord(text="a", name="a", changed=True)
+    idle = PassRecord(text="a", name="a", status="unchanged")
+    assert not any("nothing to do" in line for line in shown(Report(passes=[busy, idle])))
+
+
+def test_view_of_a_model_that_nobody_looked_into() -> None:
+    size = Size(bytes=500)
+    assert shown(Report(before=size, after=size))[:4] == [
+        "      before  after  change",
+        "───────────────────────────",
+        "size   500 B  500 B",
+        "",
+    ]
 
 
 def test_view_of_an_empty_report() -> None:
@@ -275,13 +304,27 @@ def test_view_of_an_empty_report() -> None:
             "Outputs agree with the original's on 1 made-up input, without any difference.",
         ),
         (
+            {"verdict": "equal", "promise": "bitwise", "feeds": {"samples": 0, "batches": 3}},
+            "Outputs are bit by bit the original's on none of 3 batches of data.",
+        ),
+        (
+            {
+                "verdict": "equal",
+                "promise": "lossy",
+                "feeds": {"made": 1, "dims": [dict.fromkeys("abcde", 1)] * 2},
+                "error": {"max_abs": 0.5, "max_rel": None, "sqnr_db": 30.0},
+            },
+            "Outputs differ from the original's on purpose on 1 made-up input (2 settings of 5 "
+            "dynamic dimensions); they differ by at most 0.5 (SQNR 30.0 dB).",
+        ),
+        (
             {"verdict": "equal", "feeds": {"samples": 2000}, "error": {"max_abs": None}},
-            "Outputs agree with the original's on 2,000 samples.",
+            "Outputs agree with the original's on 2,000 batches of data.",
         ),
     ],
 )
 def test_oracle_line(oracle: dict[str, Any], line: str) -> None:
-    assert shown(Report(oracle=oracle), width=100)[-2] == line
+    assert shown(Report(oracle=oracle), width=200)[-2] == line
 
 
 def test_units() -> None:
@@ -303,12 +346,14 @@ def test_units() -> None:
         "1,234 s",
         "unknown",
     ]
-    assert [format_change(*pair) for pair in ((8, 7), (8, 8), (0, 8), (8, 16), (8, math.inf))] == [
+    pairs = ((8, 7), (8, 8), (0, 8), (8, 16), (8, math.inf), (1e6, 999_970))
+    assert [format_change(*pair) for pair in pairs] == [
         "-12.5 %",
         "",
         "",
         "+100.0 %",
         "",
+        "-0.003 %",
     ]
 
 

@@ -112,6 +112,7 @@ def test_summary() -> None:
     oracle = Oracle(unary("Relu"), data=data, seeds=(3, 1))
     assert oracle.feeds_summary == {
         "samples": 2,
+        "batches": 9,
         "made": 4,
         "dims": [{"N": 1}, {"N": 3}],
         "seeds": [1, 3],

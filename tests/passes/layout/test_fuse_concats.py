@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from graphopt import ir
+from graphopt.passes.layout import FuseConcats
+from graphopt.testing import check_pass
+
+Rewrite = Callable[..., ir.Model]
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+
+
+def test_concat_of_concat() -> None:
+    check_pass(
+        FuseConcats(),
+        f"""
+        {HEAD}
+        g (float[2,A] a, float[2,B] b, float[2,C] c) => (float[2,D] y)
+        {{
+          p = Concat<axis=1>(a, b)
+          q = Concat<axis=-1>(p, c, a)
+          r = Concat<axis=1>(b, q)
+          y = Relu(r)
+        }}
+        """,
+        """
+        graph(%a: float[2,A], %b: float[2,B], %c: float[2,C]) {
+          %concat.1 = Concat(%b, %a, %b, %c, %a) {axis=1}
+          %y = Relu(%concat.1)
+          return %y
+        }
+        """,
+    )
+
+
+@pytest.mark.parametrize("inner", ["axis=1", "axis=-2"])
+def test_axes_count_from_either_end(rewrite: Rewrite, inner: str) -> None:
+    model = rewrite(
+        FuseConcats(),
+        f"""
+        g (float[2,3,4] a) => (float[] y)
+        {{ p = Concat<{inner}>(a, a) y = Concat<axis=-2>(a, p) }}
+        """,
+    )
+    assert len(model.graph) == 1
+
+
+def test_one_part(rewrite: Rewrite) -> None:
+    model = rewrite(
+        FuseConcats(), "g (float[2,3] a) => (float[2,3] y) {p = Concat<axis=0>(a) y = Relu(p)}"
+    )
+    assert [n.op_type for n in model.graph] == ["Relu"]
+
+
+@pytest.mark.parametrize(
+    ("opset", "split"),
+    [
+        (7, "Split<axis=1>(x)"),
+        (12, "Split<axis=-1, split=[1,2,3]>(x)"),
+        (13, "Split<axis=-1>(x, sizes)"),
+        (17, "Split<axis=1>(x)"),
+        (18, "Split<axis=1, num_outputs=3>(x)"),
+    ],
+)
+def test_split_and_concat(rewrite: Rewrite, opset: int, split: str) -> None:
+    model = rewrite(
+        FuseConcats(),
+        f"""
+        g (float[2,6] x) => (float[2,6] y)
+        <int64[3] sizes = {{1,2,3}}>
+        {{ a, b, c = {split} p = Concat<axis=1>(a, b, c) y = Relu(p) }}
+        """,
+        opset=opset,
+    )
+    assert [n.op_type for n in model.graph] == ["Relu"]
+
+
+def test_split_and_concat_of_unknown_size() -> None:
+    check_pass(
+        FuseConcats(),
+        f"""
+        {HEAD}
+        g (float[N,M] x) => (float[N,M] y, float[N,K] z)
+        {{
+          a, b = Split<axis=1>(x)
+          p = Concat<axis=1>(a, b)
+          y = Relu(p)
+          z = Neg(a)
+        }}
+        """,
+        """
+        graph(%x: float[N,M]) {
+          %a, %b = Split(%x) {axis=1}
+          %y = Relu(%x)
+          %z = Neg(%a)
+          return %y, %z
+        }
+        """,
+    )
+
+
+@pytest.mark.parametrize(
+    ("opset", "split"),
+    [
+        (7, "Split<axis=1, split=[2,3]>(p)"),
+        (13, "Split<axis=-1>(p, sizes)"),
+        (18, "Split<axis=1>(p, sizes)"),
+    ],
+)
+def test_concat_and_split(rewrite: Rewrite, opset: int, split: str) -> None:
+    model = rewrite(
+        FuseConcats(),
+        f"""
+        g (float[N,2] a, float[N,3] b) => (float[N,2] y, float[N,3] z)
+        <int64[2] sizes = {{2,3}}>
+        {{ p = Concat<axis=1>(a, b) c, d = {split} y = Relu(c) z = Neg(d) }}
+        """,
+        opset=opset,
+    )
+    assert [n.op_type for n in model.graph] == ["Relu", "Neg"]
+
+
+def test_concat_and_split_into_equal_parts(rewrite: Rewrite) -> None:
+    model = rewrite(
+        FuseConcats(),
+        """
+        g (float[2,3] a, float[2,3] b) => (float[2,3] y, float[2,3] z, float[4,3] u)
+        { p = Concat<axis=0>(a, b) c, d = Split<axis=0>(p) y = Relu(c) z = Neg(d) u = Exp(p) }
+        """,
+    )
+    assert [n.op_type for n in model.graph] == ["Concat", "Relu", "Neg", "Exp"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("p = Concat<axis=1>(a, b) y = Concat<axis=0>(p, p)", ""),
+        ("p = Concat<axis=1>(a, b) y = Concat<axis=1>(p, p)", ""),
+        ("p = Concat<axis=1>(a, b) y = Concat<axis=1>(p, a) z = Relu(p)", ""),
+        ("p, q = Split<axis=1>(a) y = Concat<axis=1>(q, p)", ""),
+        ("p, q = Split<axis=1>(a) y = Concat<axis=1>(p, q, p)", "all that the Split made"),
+        ("p, q, r, s = Split<axis=1>(a) y = Concat<axis=1>(p, q)", "all that the Split made"),
+        ("p, q = Split<axis=1>(a) y = Concat<axis=0>(p, q)", "another axis"),
+        ("p = Concat<axis=1>(a, b) q, r = Split<axis=0>(p) y = Add(q, r)", "another axis"),
+        ("p = Concat<axis=1>(a, b) q, r, s = Split<axis=1>(p) y = Sum(q, r, s)", "more or fewer"),
+        ("p = Concat<axis=1>(a, b) q, r = Split<axis=1>(p) y = Add(q, r)", "differ"),
+        ("p = Concat<axis=1>(a, b) q, r = Split<axis=1>(p, given) y = Relu(q)", "not constant"),
+        ("p = Concat<axis=1>(a, a) y, z = Split<axis=1>(p)", "a graph output"),
+    ],
+)
+def test_declines(declined: Callable[[Any], str], nodes: str, reason: str) -> None:
+    outputs = "float[] y, float[] z" if "z" in nodes else "float[] y"
+    text = f"""
+        {HEAD}
+        g (float[2,4] a, float[2,2] b, int64[2] given) => ({outputs})
+        {{ {nodes} }}
+        """
+    assert reason in declined(check_pass(FuseConcats(), text, None))
+
+
+def test_concat_that_is_a_graph_output() -> None:
+    text = f"""
+        {HEAD}
+        g (float[2,4] a) => (float[] p, float[] y)
+        {{ p = Concat<axis=1>(a, a) y = Concat<axis=1>(p, a) }}
+        """
+    check_pass(FuseConcats(), text, None)
+
+
+def test_concat_outside_of_a_branch() -> None:
+    # Inlining it would compute in the branch what is computed once outside.
+    text = f"""
+        {HEAD}
+        g (bool c, float[2,4] a) => (float[] y)
+        {{
+          p = Concat<axis=1>(a, a)
+          y = If(c) <
+            then_branch = t () => (float[2,12] u) {{ u = Concat<axis=1>(p, a) }},
+            else_branch = e () => (float[2,4] v) {{ v = Relu(a) }}
+          >
+        }}
+        """
+    check_pass(FuseConcats(), text, None)
