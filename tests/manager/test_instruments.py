@@ -29,7 +29,7 @@ from graphopt import (
     ir,
     rule,
 )
-from graphopt.errors import ConfigError
+from graphopt.errors import SessionError
 from graphopt.manager.report import PassRecord
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -87,7 +87,7 @@ def test_bisect_needs_a_model_that_runs() -> None:
         '<ir_version: 8, opset_import: ["" : 17, "my" : 1]>\n'
         "g (float[2] a) => (float[2] y) { y = my.Op(a) }"
     )
-    with pytest.raises(ConfigError, match="cannot be compared"):
+    with pytest.raises(SessionError, match="cannot be compared"):
         bisect(model, Drop())
 
 
