@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
-from graphopt.errors import ExportError, SessionError, TargetError, VerificationError
+from graphopt.errors import (
+    ExportError,
+    RuntimeUnavailable,
+    SessionError,
+    TargetError,
+    VerificationError,
+)
 from graphopt.frontends import load
 from graphopt.manager.base import Pass
 from graphopt.manager.instruments import Instrument
@@ -80,9 +86,7 @@ def optimize(
         PassFailed, NumericalMismatch: A pass failed its check (only with ``on_mismatch="raise"``).
     """
     if oracle != "off":
-        from graphopt.runtime.session import ort
-
-        ort()
+        _need_runtime("; --oracle off leaves that out")
     loaded = _loaded(model, inputs)
     batches = samples(data, loaded)
     manager = PassManager(
@@ -97,8 +101,9 @@ def optimize(
         seeds=seeds,
     )
     result = manager.run(loaded)
-    if batches is not None:
-        result.report.remarks += batches.remarks
+    if batches is not None:  # what was converted shows when data is read
+        remarks = result.report.remarks
+        remarks += [each for each in batches.remarks if each not in remarks]
     return result
 
 
@@ -234,10 +239,11 @@ def judge(
 
     if exactness not in (known := [e.value for e in Exactness]):
         raise ConfigError(f"{exactness!r} is none of {', '.join(known)}")
+    _need_runtime()
     _comparable(first, second)
     oracle = Oracle(first, data=samples(data, first), seeds=seeds, samples=batches)
     if not oracle.available:
-        raise SessionError(f"the first model does not run: {oracle.reason}")
+        raise SessionError(f"outputs of the first model cannot be compared: {oracle.reason}")
     return oracle.check(second, exactness), oracle
 
 
@@ -259,7 +265,7 @@ def bench_input(
     _comparable(first, second)
     oracle = Oracle(first, data=samples(data, first), settings=1)
     if not oracle.available:
-        raise SessionError(f"the first model does not run: {oracle.reason}")
+        raise SessionError(f"the first model cannot be measured: {oracle.reason}")
     return oracle.probes[0]
 
 
@@ -303,6 +309,20 @@ def samples(data: Data | None, model: ir.Model) -> Samples | None:
     if isinstance(data, (str, os.PathLike)):
         return load_data(data, model)
     return from_batches(data, model)
+
+
+def _need_runtime(otherwise: str = "") -> None:
+    """Fail where onnxruntime is missing, before any work.
+
+    Raises:
+        RuntimeUnavailable: It is; the message says what to do.
+    """
+    from graphopt.runtime.session import ort
+
+    try:
+        ort()
+    except RuntimeUnavailable as e:
+        raise RuntimeUnavailable(f"{e} Outputs cannot be compared without it{otherwise}.") from e
 
 
 def _loaded(model: Any, inputs: Any = None) -> ir.Model:

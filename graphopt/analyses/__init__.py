@@ -1,4 +1,4 @@
-"""Analyses: what can be known about a model without changing it. Get them with ``ctx[Analysis]``."""
+"""Analyses: what can be known about a model. Get them with ``ctx[Analysis]``."""
 
 from graphopt.analyses.cost import Cost, NodeCost
 

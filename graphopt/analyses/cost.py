@@ -1,6 +1,7 @@
 """What a model costs: multiply-accumulates, parameters, bytes moved, estimated time.
 
-The estimate is a roofline (Williams et al., 2009): a node takes the longer of its arithmetic and its
+The estimate is a roofline (Williams et al., 2009): a node takes the longer of its arithmetic and
+its
 memory traffic, plus a fixed overhead. It ranks two forms of one model; what a form really takes is
 measured on the target (``graphopt bench``).
 """
@@ -24,7 +25,8 @@ _SECONDS_PER_NODE = 2e-6  # dispatch of a kernel by ONNX Runtime
 
 # ONNX Runtime passes the buffer on, or never runs these at all.
 _FREE = frozenset({
-    "Constant", "Flatten", "Identity", "Optional", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze",
+    "Constant", "Flatten", "Identity", "Optional", "Reshape", "Shape", "Size", "Squeeze",
+    "Unsqueeze",
 })  # fmt: skip
 _CONV = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "FusedConv": 1, "DeformConv": 1}
 _MATMUL = frozenset({"MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul"})
@@ -166,10 +168,10 @@ class Cost:
     def _einsum(self, node: ir.Node) -> int:
         equation = str(ir.attr(node, "equation", "")).replace(" ", "").partition("->")[0]
         sizes: dict[str, int] = {}
-        for term, i in zip(equation.split(","), range(len(node.inputs))):
+        for i, term in enumerate(equation.split(",")[: len(node.inputs)]):
             shape = _shape(node.inputs, i)
             if "." not in term and len(term) == len(shape):
-                sizes.update(zip(term, shape))
+                sizes.update(zip(term, shape, strict=True))
         return math.prod(sizes.values())
 
 

@@ -30,7 +30,10 @@ SCHEMA = "graphopt.bench/1"
 @click.argument("b", type=click.Path())
 @data_option
 @target_option
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+    help="Threads within an operator.",
+)  # fmt: skip
 @click.option(
     "--seconds", type=click.FloatRange(0.1), default=5.0, show_default=True,
     help="Roughly how long to measure.",

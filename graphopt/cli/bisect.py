@@ -52,11 +52,13 @@ def command(
     from graphopt.cli.progress import busy
     from graphopt.manager.bisect import bisect
     from graphopt.manager.text import parse
+    from graphopt.runtime.session import ort
     from graphopt.targets import get
 
     check_json(json_file, Path(model))
     pipeline = parse(passes)
     chosen = get(target or "cpu")
+    ort()
     with busy(f"reading {model}") as say:
         source = api.load(model)
         say("bisecting")

@@ -174,13 +174,13 @@ def check_writable(path: Path) -> None:
         ExportError: The file cannot be written.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         raise ExportError(f"{path} cannot be written: it is a directory")
     if _special(target):
         raise ExportError(f"{path} cannot be written: it is not a regular file")
-    if target.exists() and not os.access(target, os.W_OK):
+    if os.path.exists(target) and not os.access(target, os.W_OK):
         raise ExportError(f"{path} cannot be written: it is read-only")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise ExportError(f"{path} cannot be written: there is no folder {target.parent}")
     # Only an attempt tells: permissions say little about network and read-only file systems.
     attempt = target.with_name(f".{target.name}.{os.getpid()}.graphopt-tmp")
@@ -193,4 +193,4 @@ def check_writable(path: Path) -> None:
 
 def _special(path: Path) -> bool:
     """Whether a path is a device or a pipe, which must be written to and never replaced."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)

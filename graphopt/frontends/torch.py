@@ -54,24 +54,28 @@ def _export(torch: Any, module: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     if all(isinstance(t, torch.Tensor) and t.dim() for t in tensors):
         batch = torch.export.Dim("batch")
         shapes = [{0: batch} for _ in tensors]
-        dynamic = dict(zip(kwargs, shapes)) if kwargs else tuple(shapes)
-    errors: list[str] = []
-    for dynamic_shapes in [dynamic, None] if dynamic is not None else [None]:
-        try:
-            with (
-                warnings.catch_warnings(),
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-                torch.no_grad(),
-            ):
-                warnings.simplefilter("ignore")
-                program = torch.onnx.export(
-                    module, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic_shapes,
-                    verbose=False,
-                )  # fmt: skip
-            return program.model
-        except ImportError as e:
-            raise FrontendError(f"torch's exporter needs a package: {e}") from e
-        except Exception as e:  # noqa: BLE001 - the exporter raises whatever tracing meets
-            errors.append((str(e).strip().splitlines() or [type(e).__name__])[0])
-    raise FrontendError(f"torch cannot export {type(module).__name__}: {errors[-1]}")
+        dynamic = dict(zip(kwargs, shapes, strict=True)) if kwargs else tuple(shapes)
+    try:
+        if dynamic is not None:
+            # Some models fix the size of the batch; they are exported as the examples are.
+            with contextlib.suppress(Exception):
+                return _run(torch, module, args, kwargs, dynamic)
+        return _run(torch, module, args, kwargs, None)
+    except ImportError as e:
+        raise FrontendError(f"torch's exporter needs a package: {e}") from e
+    except Exception as e:  # noqa: BLE001 - the exporter raises whatever tracing meets
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise FrontendError(f"torch cannot export {type(module).__name__}: {reason}") from e
+
+
+def _run(torch: Any, module: Any, args: tuple[Any, ...], kwargs: Any, dynamic: Any) -> Any:
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        torch.no_grad(),
+    ):
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(
+            module, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic, verbose=False
+        ).model

@@ -20,6 +20,7 @@ from onnx_ir import (
     tensor,
 )
 
+from graphopt.ir.check import check, interface_difference
 from graphopt.ir.graph import (
     all_graphs,
     all_nodes,
@@ -37,7 +38,6 @@ from graphopt.ir.graph import (
     static_shape,
     subgraphs,
 )
-from graphopt.ir.check import check, interface_difference
 from graphopt.ir.io import clone, load, parse_text
 from graphopt.ir.network import to_networkx
 from graphopt.ir.origin import opaque, remarks

@@ -56,15 +56,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def map_external_data(model: Model, directory: Path) -> None:
+def map_external_data(model: Model, directory: Path | None = None) -> None:
     """Replace every reference to external data in ``model`` by a view of a memory map.
 
     A touched onnx_ir ``ExternalTensor`` keeps a map and a file descriptor of its own, so that a
-    model of a thousand tensors exhausts the descriptors of a process. Here each file is mapped once.
+    model of a thousand tensors exhausts the descriptors of a process. Here each file is mapped
+    once.
 
     Args:
         model: Model as deserialized; its external tensors are replaced in place.
-        directory: Absolute directory that locations are relative to and must stay inside.
+        directory: Absolute directory that locations are relative to and must stay inside. None for
+            a model that a program built: its tensors know their own, and are trusted.
 
     Raises:
         FrontendError: A file is missing, too short, or outside ``directory``.
@@ -99,16 +101,19 @@ def _tensor_attributes(graph: _ir.Graph) -> Iterator[tuple[_ir.Node, _ir.Attr]]:
 
 
 def _map(
-    tensor: _ir.ExternalTensor, directory: Path, maps: dict[str, np.ndarray[Any, Any]]
+    tensor: _ir.ExternalTensor, directory: Path | None, maps: dict[str, np.ndarray[Any, Any]]
 ) -> _ir.TensorProtocol:
     name, dtype = tensor.name or "", tensor.dtype
     if dtype == DataType.STRING:
         raise FrontendError(f"initializer {name!r}: strings cannot be external data")
     location = os.fspath(tensor.location)
-    path = contained(directory, location, name)
-    data = maps.get(location)
+    if directory is None:
+        path = Path(os.fspath(tensor.base_dir), location).absolute()
+    else:
+        path = contained(directory, location, name)
+    data = maps.get(str(path))
     if data is None:
-        data = maps[location] = _open(path, location, name)
+        data = maps[str(path)] = _open(path, location, name)
     shape = tuple(tensor.shape.numpy())
     if any(d < 0 for d in shape):
         raise FrontendError(f"initializer {name!r} has a negative dimension: {list(shape)}")
@@ -152,8 +157,13 @@ def map_raw(tensors: Iterable[onnx.TensorProto], directory: Path) -> list[Mapped
         _check_span(location, tensor.name, offset, length, len(data))
         found.append(
             MappedTensor(
-                data[offset : offset + length], dtype=DataType.UINT8, shape=_ir.Shape([length]),
-                name=tensor.name, path=path, offset=offset, length=length,
+                data[offset : offset + length],
+                dtype=DataType.UINT8,
+                shape=_ir.Shape([length]),
+                name=tensor.name,
+                path=path,
+                offset=offset,
+                length=length,
             )  # fmt: skip
         )
     return found
@@ -193,7 +203,8 @@ def _open(path: Path, location: str, name: str) -> np.ndarray[Any, Any]:
             return np.empty(0, np.uint8)
         data = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as e:
-        reason = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
+        gone = isinstance(e, FileNotFoundError)
+        reason = "is missing" if gone else f"cannot be read: {e.strerror}"
         raise FrontendError(
             f"external data {location!r} of initializer {name!r} {reason} (looked in {path.parent})"
         ) from e

@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 _SOURCES = frozenset({
-    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
 })  # fmt: skip
 
 
@@ -72,10 +73,7 @@ def all_graphs(model: Model) -> Iterator[Graph]:
         graph = pending.pop()
         yield graph
         inner = [
-            g
-            for node in graph
-            if node.op_type in _CARRIERS or node.domain
-            for g in subgraphs(node)
+            g for node in graph if node.op_type in _CARRIERS or node.domain for g in subgraphs(node)
         ]
         pending.extend(reversed(inner))
 
@@ -169,8 +167,8 @@ def make_attr(name: str, value: Any) -> _ir.Attr:
 
     Args:
         name: Name of the attribute.
-        value: int, float, str, a sequence of one of those, a tensor, a graph, or an attribute, which
-            is taken as it is.
+        value: int, float, str, a sequence of one of those, a tensor, a graph, or an attribute,
+            which is taken as it is.
     """
     if isinstance(value, _ir.Attr):
         return value

@@ -45,7 +45,8 @@ def load(source: Source, *, directory: str | os.PathLike[str] | None = None) -> 
         the model passes through everything unchanged.
 
     Raises:
-        FrontendError: The file cannot be read, is not an ONNX model, is truncated, uses a value that
+        FrontendError: The file cannot be read, is not an ONNX model, is truncated, uses a value
+        that
             nothing defines, or its external data is missing, truncated or outside its folder.
     """
     base = None if directory is None else Path(directory).absolute()
@@ -93,6 +94,7 @@ def clone(model: Model) -> Model:
             source,
             inputs=dict(source.inputs),
             outputs=dict(source.outputs),
+            output_names=list(source.output_names),
             inner=dict(source.inner),
             formal=dict(source.formal),
             value_info=set(source.value_info),
@@ -122,11 +124,13 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     if not data:
         raise FrontendError(f"{name} is empty")
     if data[4:8] == b"ORTM":
-        raise FrontendError(f"{name} is in ORT format, which is no longer ONNX: use its .onnx source")
+        raise FrontendError(f"{name} is in ORT format, no longer ONNX: use its .onnx source")
     try:
         return onnx.ModelProto.FromString(data)
     except google.protobuf.message.DecodeError as e:
-        raise FrontendError(f"{name} is not an ONNX model, or is truncated ({len(data)} bytes)") from e
+        raise FrontendError(
+            f"{name} is not an ONNX model, or is truncated ({len(data)} bytes)"
+        ) from e
 
 
 def _from_proto(proto: onnx.ModelProto, directory: Path | None, name: str) -> Model:
@@ -136,35 +140,44 @@ def _from_proto(proto: onnx.ModelProto, directory: Path | None, name: str) -> Mo
         raise FrontendError(f"{name} imports no opset: it is truncated or not an ONNX model")
     tensors = list(referring(proto))
     if directory is None and tensors:
-        raise FrontendError(f"{name} has external data: load it from its path, or give its directory")
-    reason = unsupported(proto)
-    inlined = proto
-    if reason is None:
-        inlined, reason = inline(proto)
-    model = None
-    if reason is None:
-        try:
-            model = _ir.from_proto(without_maps(inlined))
-        except Exception as e:  # noqa: BLE001 - onnx_ir wraps whatever its deserializer meets
-            twice = redefinition(inlined)
-            if twice is not None:
-                raise FrontendError(f"{name} is invalid: %{twice} is defined twice") from e
-            reason = _first_line(_root(e))
-            if "redeclared" in reason:
-                reason = "a Constant node bears the name of another constant"
+        raise FrontendError(
+            f"{name} has external data: load it from its path, or give its directory"
+        )
+    try:
+        reason = unsupported(proto)
+        if reason is None:
+            inlined, reason = inline(proto)
+        if reason is None:
+            return _represent(proto, inlined, directory, name)
+    except FrontendError:
+        raise
+    except Exception as e:  # noqa: BLE001 - a model that ONNX Runtime may run passes through at least
+        twice = redefinition(proto)
+        if twice is not None:
+            raise FrontendError(f"{name} is invalid: %{twice} is defined twice") from e
+        reason = _first_line(_root(e))
+        if "redeclared" in reason:
+            reason = "a Constant node bears the name of another constant"
     raw: list[MappedTensor] = []
-    if directory is not None and tensors:
+    if directory is not None:
         try:
-            if model is None:
-                raw += map_raw(tensors, directory)
-            else:
-                map_external_data(model, directory)
+            raw += map_raw(tensors, directory)
         except FrontendError as e:
             raise FrontendError(f"{name}: {e}") from e
-    if model is None:
-        return _opaque(proto, reason or "unknown reason", raw)
+    return _opaque(proto, reason, raw)
+
+
+def _represent(
+    proto: onnx.ModelProto, inlined: onnx.ModelProto, directory: Path | None, name: str
+) -> Model:
+    model = _ir.from_proto(without_maps(inlined))
+    if directory is not None:
+        try:
+            map_external_data(model, directory)
+        except FrontendError as e:
+            raise FrontendError(f"{name}: {e}") from e
     source = origin(model)
-    source.proto, source.directory = proto, str(directory) if directory is not None else None
+    source.proto = proto
     _declare(model, source, proto.graph)
     source.value_info = {info.name for g in graphs(inlined.graph) for info in g.value_info}
     source.annotated = bool(inlined.graph.quantization_annotation)
@@ -175,6 +188,7 @@ def _from_proto(proto: onnx.ModelProto, directory: Path | None, name: str) -> Mo
 
 def _from_ir(source: Model) -> Model:
     model = source.clone()
+    map_external_data(model)
     try:
         inline_model(model)
     except ValueError as e:
@@ -184,6 +198,7 @@ def _from_ir(source: Model) -> Model:
     for values, declared in ((graph.inputs, memory.inputs), (graph.outputs, memory.outputs)):
         for value in values:
             declared[value.name or ""] = _ir.serde.serialize_value(value)
+    memory.output_names = [v.name or "" for v in graph.outputs]
     memory.value_info = {v.name for n in graph for v in n.outputs if v.name and v.type is not None}
     _finish(model, "model")
     return model
@@ -193,7 +208,7 @@ def _finish(model: Model, name: str) -> None:
     try:
         normalize(model)
         verify(model)
-    except (ValueError, StructureError) as e:
+    except StructureError as e:
         raise FrontendError(f"{name} is invalid: {_first_line(e)}") from e
     inner = origin(model).inner
     for graph in all_graphs(model):
@@ -203,8 +218,8 @@ def _finish(model: Model, name: str) -> None:
     defaults = [v for v in model.graph.inputs if v.is_initializer()]
     if defaults:
         origin(model).remarks.append(
-            f"{len(defaults)} inputs have default values that a caller may override, so they are not "
-            "constants; the pass freeze-inputs makes them constants"
+            f"{len(defaults)} inputs have default values that a caller may override, so they are "
+            "not constants; the pass freeze-inputs makes them constants"
         )
     infer_shapes(model)
 
@@ -213,21 +228,28 @@ def _declare(model: Model, source: Origin, graph: onnx.GraphProto) -> None:
     listed = {t.name for t in graph.initializer} if model.ir_version < 4 else set()
     source.inputs = {info.name: info for info in graph.input if info.name not in listed}
     source.outputs = {info.name: info for info in graph.output}
+    source.output_names = [info.name for info in graph.output]
 
 
 def _opaque(proto: onnx.ModelProto, reason: str, external: Sequence[TensorProtocol]) -> Model:
+    defaults = {t.name for t in proto.graph.initializer}
     graph = _ir.Graph(
-        [_ir.Value(name=info.name) for info in proto.graph.input],
-        [_ir.Value(name=info.name) for info in proto.graph.output],
+        [_ir.Value(name=_text(v.name)) for v in proto.graph.input if v.name not in defaults],
+        [_ir.Value(name=_text(v.name)) for v in proto.graph.output],
         nodes=(),
-        opset_imports={o.domain: o.version for o in proto.opset_import},
-        name=proto.graph.name,
+        opset_imports={_text(o.domain): o.version for o in proto.opset_import},
+        name=_text(proto.graph.name),
     )
     model = _ir.Model(graph, ir_version=proto.ir_version)
     source = origin(model)
     source.proto, source.opaque, source.external = proto, reason, list(external)
     source.remarks.append(f"the model is carried through unchanged: {reason}")
     return model
+
+
+def _text(name: str | bytes) -> str:
+    # protobuf hands out as bytes what is not UTF-8, such as names in an older Chinese encoding.
+    return name.decode(errors="replace") if isinstance(name, bytes) else name
 
 
 def _root(error: BaseException) -> BaseException:

@@ -3,10 +3,10 @@
 * No model-local functions (inlined on the protobuf, before the IR exists).
 * ``Constant`` nodes are initializers, unless a graph output needs a node to produce it.
 * Below IR version 4 initializers had to be listed as graph inputs; they are constants there, so the
-  list is dropped. From IR version 4 on such inputs are defaults that callers may override: they stay
-  inputs and are not constant.
-* Every value that something uses is named, and names are unique over all scopes. So are unused outputs
-  of operators that count their outputs; an absent one would change what they compute.
+  list is dropped. From IR version 4 on such inputs are defaults that callers may override: they
+  stay inputs and are not constant.
+* Every value that something uses is named, and names are unique over all scopes. So are unused
+  outputs of operators that count their outputs; an absent one would change what they compute.
 * Nodes are topologically sorted; the default domain is ``""``; subgraphs carry the opset imports.
 """
 
@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as _ir
 from onnx_ir import Graph, Model, Node, Value
 
+from graphopt.errors import StructureError
 from graphopt.ir import schema as _schema
 from graphopt.ir.graph import all_graphs, constant_tensor, opset
 from graphopt.ir.origin import origin
@@ -27,7 +28,8 @@ def normalize(model: Model) -> None:
     """Bring ``model`` into normal form, in place.
 
     Raises:
-        ValueError: The graph has a cycle.
+        StructureError: The graph has a cycle.
+        ValueError: The name of a value or of an operator is not UTF-8.
     """
     imports = model.opset_imports
     if "ai.onnx" in imports:
@@ -43,10 +45,15 @@ def normalize(model: Model) -> None:
         for node in graph:
             if node.domain == "ai.onnx":
                 node.domain = ""
+            _check_text(node.domain)
+            _check_text(node.op_type)
         _lift_constants(graph)
     _unique_names(model)
     if not _is_sorted(model):
-        model.graph.sort()
+        try:
+            model.graph.sort()
+        except ValueError as e:
+            raise StructureError("the graph has a cycle") from e
 
 
 def _drop_listed_initializers(model: Model) -> None:
@@ -101,6 +108,7 @@ def _unique_names(model: Model) -> None:
         while name in taken:
             counter += 1
             name = f"{base}.{counter}"
+        _check_text(name)
         taken.add(name)
         if name != value.name:
             if value.name in source.value_info:
@@ -119,10 +127,15 @@ def _unique_names(model: Model) -> None:
 
 
 def _counts_outputs(node: Node) -> bool:
-    """Whether what a node computes depends on how many outputs it has, used or not (Split, Loop)."""
+    """Whether what a node computes depends on its number of outputs, used or not (Split, Loop)."""
     schema = _schema.lookup(node.domain, node.op_type, opset(node, node.domain))
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
     return schema is not None and any(p.option == variadic for p in schema.outputs[-1:])
+
+
+def _check_text(name: object) -> None:
+    if not isinstance(name, str):  # protobuf hands out as bytes what is not UTF-8
+        raise ValueError(f"the name {name!r} is not UTF-8")
 
 
 def _rename(value: Value, name: str) -> None:

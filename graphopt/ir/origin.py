@@ -35,9 +35,9 @@ class Origin:
 
     Attributes:
         proto: The protobuf it was read from, or None where it did not come from one.
-        directory: Absolute directory that external data of ``proto`` is relative to.
         inputs: How each graph input was declared, by name.
         outputs: How each graph output was declared, by name.
+        output_names: The graph outputs in order; the same value may be there twice.
         inner: How inputs and outputs of subgraphs were declared, by name. ONNX Runtime needs the
             shapes of some, right or wrong, so they are written back as they were.
         formal: What inputs and outputs of subgraphs were called, by name. Some contrib operators go
@@ -52,9 +52,9 @@ class Origin:
     """
 
     proto: onnx.ModelProto | None = None
-    directory: str | None = None
     inputs: dict[str, onnx.ValueInfoProto] = dataclasses.field(default_factory=dict)
     outputs: dict[str, onnx.ValueInfoProto] = dataclasses.field(default_factory=dict)
+    output_names: list[str] = dataclasses.field(default_factory=list)
     inner: dict[str, onnx.ValueInfoProto] = dataclasses.field(default_factory=dict)
     formal: dict[str, str] = dataclasses.field(default_factory=dict)
     value_info: set[str] = dataclasses.field(default_factory=set)

@@ -11,7 +11,15 @@ import onnx.inliner  # onnx itself does not import it
 from graphopt.ir import schema as _schema
 from graphopt.ir.functions import with_defaults
 
-__all__ = ["graphs", "has_map", "inline", "redefinition", "referring", "unsupported", "without_maps"]
+__all__ = [
+    "graphs",
+    "has_map",
+    "inline",
+    "redefinition",
+    "referring",
+    "unsupported",
+    "without_maps",
+]
 
 
 def graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:

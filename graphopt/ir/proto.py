@@ -1,7 +1,9 @@
 """IR to protobuf.
 
-onnx_ir serializes nodes, values and tensors; what is ours is what a graph is made of: interfaces are
-written back as they were declared, value_info only where the source had it, and weights can stay out.
+onnx_ir serializes nodes, values and tensors; what is ours is what a graph is made of: interfaces
+are
+written back as they were declared, value_info only where the source had it, and weights can stay
+out.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ PROTOBUF_LIMIT = 2**31 - 1
 External = Callable[[Value, onnx.TensorProto], bool]
 
 
-def to_proto(model: Model, *, external: External | None = None, hints: bool = True) -> onnx.ModelProto:
+def to_proto(
+    model: Model, *, external: External | None = None, hints: bool = True
+) -> onnx.ModelProto:
     """Serialize a model.
 
     A model that nothing changed since it was loaded comes back as the very protobuf it came from.
@@ -101,7 +105,9 @@ class _Writer:
                     ):
                         _serde.serialize_value_into(proto.value_info.add(), value)
         for value in graph.outputs:
-            _interface(proto.output.add(), value, self.source.outputs if main else self.source.inner)
+            _interface(
+                proto.output.add(), value, self.source.outputs if main else self.source.inner
+            )
         for key, text in graph.metadata_props.items():
             proto.metadata_props.add(key=key, value=text)
         if self.source.annotated:
@@ -203,7 +209,7 @@ def _annotate(proto: onnx.GraphProto, graph: Graph) -> None:
 
 
 def source_bytes(model: Model) -> int | None:
-    """Exact bytes of the file an unchanged model came from, external data included; None otherwise."""
+    """Exact bytes of the file of an unchanged model, external data included; None otherwise."""
     source = verbatim(model)
     if source is None:
         return None
@@ -233,7 +239,8 @@ def nbytes(model: Model) -> int:
 
 
 def _weight_nbytes(value: Value) -> int:
-    # A tensor of a protobuf computes its size anew each time it is asked; the value knows its shape.
+    # A tensor of a protobuf computes its size anew each time it is asked; the value knows its
+    # shape.
     dtype, shape = value.dtype, value.shape
     if dtype is None or shape is None or dtype == _ir.DataType.STRING:
         return tensor_nbytes(value.const_value)

@@ -24,8 +24,8 @@ def random_model(seed: int, *, nodes: int = 24) -> Model:
     """A random valid model, the same for the same seed.
 
     Convolutions with BatchNormalization, Gemm-like chains, transposes, reshapes by computed shapes,
-    casts, slices, pads, concats, constants to fold, duplicates, dead code, If with constant and with
-    computed conditions capturing outer values, Loop, shared weights, fan-out, a dynamic batch
+    casts, slices, pads, concats, constants to fold, duplicates, dead code, If with constant and
+    with computed conditions capturing outer values, Loop, shared weights, fan-out, a dynamic batch
     dimension and sometimes dynamic height and width, several outputs, nodes out of order.
 
     Args:
@@ -110,9 +110,7 @@ class _Builder:
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
             [numpy_helper.from_array(w, k) for k, w in self.weights.items()],
         )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8
-        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
     def unary(self) -> None:
         pool = self.images if self.rng.random() < 0.5 else self.rows
@@ -179,7 +177,9 @@ class _Builder:
         x, c = self.row()
         k = self.op("Mul", self.weight(c), self.op("Exp", self.weight(c)))
         if self.rng.random() < 0.3:
-            k = self.op("Add", k, self.op("ConstantOfShape", self.constant(np.array([c], np.int64))))
+            k = self.op(
+                "Add", k, self.op("ConstantOfShape", self.constant(np.array([c], np.int64)))
+            )
         self.rows.append((self.op("Add", x, k), c))
 
     def noop(self) -> None:

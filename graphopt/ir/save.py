@@ -53,7 +53,8 @@ def save(
     if not external_data and size > PROTOBUF_LIMIT:
         raise ExportError(f"{size} bytes do not fit into one file: save with external data")
     try:
-        # Through a symbolic link: replacing the link itself would leave the old model where it points.
+        # Through a symbolic link: replacing the link itself would leave the old model where it
+        # points.
         target = Path(os.path.realpath(Path(path).absolute()))
         if target.exists() and not target.is_file():
             kind = "a directory" if target.is_dir() else "not a regular file"
@@ -197,9 +198,7 @@ def _own_data_of(target: Path) -> Path | None:
         proto = onnx.ModelProto.FromString(target.read_bytes())
     except (OSError, google.protobuf.message.DecodeError):
         return None
-    locations = {
-        e.value for t in referring(proto) for e in t.external_data if e.key == "location"
-    }
+    locations = {e.value for t in referring(proto) for e in t.external_data if e.key == "location"}
     if len(locations) != 1:
         return None
     (name,) = locations

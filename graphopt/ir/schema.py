@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-__all__ = ["check_call", "default", "lookup"]
+__all__ = ["check_call", "default", "lookup", "required"]
 
 
 @functools.cache
@@ -32,6 +32,16 @@ def default(domain: str, op_type: str, version: int, name: str) -> Any:
     if isinstance(value, list):
         return tuple(v.decode() if isinstance(v, bytes) else v for v in value)
     return value
+
+
+@functools.cache
+def required(domain: str, op_type: str, version: int) -> tuple[int, ...]:
+    """Positions of the inputs that an operator cannot do without; none for unknown operators."""
+    schema = lookup(domain, op_type, version)
+    if schema is None:
+        return ()
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    return tuple(i for i, p in enumerate(schema.inputs) if p.option == single)
 
 
 def check_call(

@@ -16,6 +16,8 @@ __all__ = ["infer_shapes"]
 
 # Data of this many elements can be a shape, axes, pads or repeats; anything larger is a weight.
 _SHAPE_DATA = 256
+# onnx invents a symbol for every element of a vector that may be a shape.
+_MAX_SYMBOLS = 1 << 20
 
 
 def infer_shapes(model: Model) -> None:
@@ -57,6 +59,9 @@ def _infer(model: Model, foreign: dict[str, Value]) -> dict[str, onnx.TypeProto]
     proto = to_proto(model, external=weight, hints=False)
     for info in proto.graph.input:
         _forget_negative(info.type)
+        dims = info.type.tensor_type.shape.dim
+        if len(dims) == 1 and dims[0].dim_value > _MAX_SYMBOLS:
+            dims[0].ClearField("dim_value")
     for info in proto.graph.output:
         _forget_shape(info.type)
     _forget_in_subgraphs(proto.graph)
@@ -143,5 +148,3 @@ def _shape(proto: onnx.TensorShapeProto) -> _ir.Shape:
         else:
             out.append(dim.dim_param or None)
     return _ir.Shape(out)
-
-

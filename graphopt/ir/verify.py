@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from onnx_ir import Graph, Model, Value
+from onnx_ir import Graph, Model, Node, Value
 
 from graphopt.errors import StructureError
-from graphopt.ir.graph import subgraphs
+from graphopt.ir.graph import all_nodes, subgraphs
 from graphopt.ir.origin import opaque, origin
+from graphopt.ir.schema import required
 
 __all__ = ["verify"]
 
@@ -15,7 +16,8 @@ def verify(model: Model) -> None:
     """Check the invariants that every pass must leave in place.
 
     Definitions precede uses, names are unique over all scopes, links between values, nodes and
-    graphs agree in both directions, initializers have data, the interface is the declared one.
+    graphs agree in both directions, initializers have data, operators have the inputs they need,
+    the interface is the declared one.
 
     Raises:
         StructureError: The first violation, named.
@@ -23,26 +25,29 @@ def verify(model: Model) -> None:
     if opaque(model) is not None:
         return
     _interface(model)
-    _graph(model.graph, set(), set())
+    nodes = set(all_nodes(model))
+    _graph(model.graph, set(), set(), nodes)
 
 
 def _interface(model: Model) -> None:
     source = origin(model)
     for kind, declared, values in (
-        ("input", source.inputs, model.graph.inputs),
-        ("output", source.outputs, model.graph.outputs),
+        ("input", list(source.inputs), model.graph.inputs),
+        ("output", source.output_names, model.graph.outputs),
     ):
-        if declared:
-            have = [v.name for v in values]
-            missing = [name for name in declared if name not in have]
-            if missing:
-                raise StructureError(f"graph {kind} %{missing[0]} of the source is gone")
-            added = [name for name in have if name not in declared]
-            if added:
-                raise StructureError(f"graph {kind} %{added[0]} is not in the source")
+        have = [v.name for v in values]
+        if not declared or have == declared:
+            continue
+        missing = set(declared).difference(have)
+        if missing:
+            raise StructureError(f"graph {kind} %{min(missing)} of the source is gone")
+        added = [name for name in have if name not in declared]
+        if added:
+            raise StructureError(f"graph {kind} %{added[0]} is not in the source")
+        raise StructureError(f"the graph {kind}s are {have}, in the source they are {declared}")
 
 
-def _graph(graph: Graph, visible: set[Value], names: set[str]) -> None:
+def _graph(graph: Graph, visible: set[Value], names: set[str], nodes: set[Node]) -> None:
     # One set serves all scopes: what a graph adds, it removes again when it ends.
     local: list[Value] = []
 
@@ -54,6 +59,9 @@ def _graph(graph: Graph, visible: set[Value], names: set[str]) -> None:
         names.add(value.name)
         visible.add(value)
         local.append(value)
+        for use in value.uses():
+            if use.node not in nodes or use.node.inputs[use.idx] is not value:
+                raise StructureError(f"%{value.name}: stale use by {use.node.op_type}")
 
     for value in graph.inputs:
         define(value, "graph input")
@@ -73,16 +81,18 @@ def _graph(graph: Graph, visible: set[Value], names: set[str]) -> None:
                     f"input {i} of {node.op_type} that makes %{_made(node.outputs)}: "
                     f"%{used.name} is used before or outside its definition"
                 )
+        for i in required(node.domain, node.op_type, graph.opset_imports.get(node.domain, 1)):
+            if i >= len(node.inputs) or node.inputs[i] is None:
+                # Not only ONNX Runtime refuses that: onnx's shape inference crashes the process.
+                raise StructureError(
+                    f"{node.op_type} that makes %{_made(node.outputs)} lacks its input {i}"
+                )
         for inner in subgraphs(node):
-            _graph(inner, visible, names)
+            _graph(inner, visible, names, nodes)
         for i, out in enumerate(node.outputs):
             if out.producer() is not node or out.index() != i:
                 raise StructureError(f"%{out.name}: link to its producer is broken")
-            uses = out.uses()
-            for use in uses:
-                if use.node.graph is None or use.node.inputs[use.idx] is not out:
-                    raise StructureError(f"%{out.name}: stale use by {use.node.op_type}")
-            if out.name or uses or out.is_graph_output():
+            if out.name or out.uses() or out.is_graph_output():
                 define(out, f"output {i} of {node.op_type}")
     for value in graph.outputs:
         if value not in visible:

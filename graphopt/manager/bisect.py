@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graphopt import ir
-from graphopt.errors import ConfigError, GraphOptError
+from graphopt.errors import GraphOptError, SessionError
 from graphopt.manager.base import Exactness, Pass, Pipeline
 from graphopt.manager.instruments import Fuel
 from graphopt.manager.registry import Registry
@@ -54,13 +54,13 @@ def bisect(
     Args:
         model: The input.
         pipeline: A pipeline, a pass, or pipeline text.
-        good: Says what is wrong with a model, or None for nothing. By default an oracle compares its
-            outputs with those of the input, at the weakest exactness the pipeline promises.
+        good: Says what is wrong with a model, or None for nothing. By default an oracle compares
+            its outputs with those of the input, at the weakest exactness the pipeline promises.
         registry: Where names in pipeline text come from.
         **options: For :class:`PassManager`, such as ``target`` and ``data``.
 
     Raises:
-        ConfigError: The default judge cannot run the model.
+        SessionError: The default judge cannot run the model.
     """
     parsed = parse(pipeline, registry) if isinstance(pipeline, str) else pipeline
     whole = parsed if isinstance(parsed, Pipeline) else Pipeline(passes=(parsed,))
@@ -103,7 +103,7 @@ def _oracle(
 
     oracle = Oracle(model, data=options.get("data"), seeds=options.get("seeds", (0,)))
     if not oracle.available:
-        raise ConfigError(f"the outputs cannot be compared: {oracle.reason}")
+        raise SessionError(f"the outputs cannot be compared: {oracle.reason}")
     promise = Exactness.weakest(p.exactness for p in pipeline.leaves())
 
     def judge(candidate: ir.Model) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -30,18 +31,16 @@ def versions() -> dict[str, str]:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("graphopt", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 class Instrument:
     """Base of instruments: every hook does nothing, so override what you need.
 
-    A run may take several attempts: when a pass has to be undone, the pipeline starts again from the
-    input without it. ``before_run`` marks the beginning of each.
+    A run may take several attempts: when a pass has to be undone, the pipeline starts again from
+    the input without it. ``before_run`` marks the beginning of each.
     """
 
     def before_run(self, pipeline: Pipeline, model: ir.Model) -> None:
@@ -131,8 +130,8 @@ class Dump(Instrument):
 class Reproducer(Instrument):
     """Writes a folder that reproduces the first failure.
 
-    It holds the input model, the pipeline up to the failing pass, versions, the traceback, the model
-    as text as the pass left it, and ``repro.py``, which runs it.
+    It holds the input model, the pipeline up to the failing pass, versions, the traceback, the
+    model as text as the pass left it, and ``repro.py``, which runs it.
 
     Attributes:
         written: The folder, once a failure was met.

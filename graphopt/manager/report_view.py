@@ -61,7 +61,8 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
         remarks += [f"{record.name}: {remark}" for remark in record.remarks]
     print_list(console, "remarks", dict.fromkeys(remarks))
     console.print()
-    print_line(console, _oracle(report.oracle), "bold")
+    unchecked = report.oracle.get("verdict") == "unavailable"
+    print_line(console, _oracle(report.oracle), "bold yellow" if unchecked else "bold")
     undone = dict.fromkeys(f"{each.text}: {each.reason}" for each in report.reverted)
     print_list(console, f"undone: {_count(len(undone), 'pass', 'passes')}", undone, "bold red")
     if undone:
@@ -171,7 +172,7 @@ def _oracle(facts: Mapping[str, Any]) -> str:
         return "The model is as it was."
     if verdict != "equal":
         reason = facts.get("reason")
-        return f"Outputs were not compared: {reason or verdict}."
+        return f"Outputs were not compared: {str(reason or verdict).rstrip('.')}."
     said = _AGREEMENT.get(facts.get("promise", ""), "agree with the original's")
     feeds = describe_feeds(facts.get("feeds") or {})
     return f"Outputs {said}{f' on {feeds}' if feeds else ''}{_difference(facts)}."
@@ -268,9 +269,7 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(make_text(text, style))
 
 
-def print_list(
-    console: Console, heading: str, lines: Iterable[str], style: str = "bold"
-) -> None:
+def print_list(console: Console, heading: str, lines: Iterable[str], style: str = "bold") -> None:
     """Print a heading and lines below it, or nothing if there are none."""
     from rich.padding import Padding
 

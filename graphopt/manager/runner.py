@@ -34,8 +34,8 @@ __all__ = ["Objective", "OracleMode", "PassManager", "Result", "measure"]
 OracleMode = Literal["each", "end", "off"]
 Objective = Literal["cost", "bytes", "nodes"]
 
-# Names and attributes of a rewritten node may be a little longer than before; what a pass adds beyond
-# this is judged right away, what remains in the end is judged exactly.
+# Names and attributes of a rewritten node may be a little longer than before; what a pass adds
+# beyond this is judged right away, what remains in the end is judged exactly.
 _SLACK_BYTES = 1024
 
 
@@ -71,14 +71,16 @@ class _Restart(Exception):  # noqa: N818 - control flow inside this module
 class PassManager:
     """Runs a pipeline over models.
 
-    After every pass that changed something the structure is verified, and the size and estimated cost
-    are compared: a pass that makes the model worse is not kept. With an oracle the numbers are
-    compared too, by ONNX Runtime with its own optimizations off, at the exactness the pass promises.
+    After every pass that changed something the structure is verified, and the size and estimated
+    cost are compared: a pass that makes the model worse is not kept. With an oracle the numbers are
+    compared too, by ONNX Runtime with its own optimizations off, at the exactness the pass
+    promises.
 
     Args:
         pipeline: A pipeline, a pass, or pipeline text.
         target: What to optimize for.
-        data: Samples of the model's inputs, re-iterable, for the oracle and for passes that calibrate.
+        data: Samples of the model's inputs, re-iterable, for the oracle and for passes that
+            calibrate.
         oracle: Compare outputs after each pass, once at the end, or not at all.
         on_mismatch: What to do with a pass that raises, breaks the model or changes its numbers:
             undo it and go on, or raise.

@@ -63,9 +63,7 @@ def apply_rules(
 
 
 class _Driver:
-    def __init__(
-        self, rewriter: Rewriter, rules: Iterable[Rule], max_rewrites: int | None
-    ) -> None:
+    def __init__(self, rewriter: Rewriter, rules: Iterable[Rule], max_rewrites: int | None) -> None:
         self.rw = rewriter
         self.rules: dict[tuple[str, str], list[Rule]] = {}
         for r in sorted(rules, key=lambda r: -r.benefit):
@@ -132,17 +130,21 @@ class _Driver:
             return False
         self.stats.applied[r.name] += 1
         if self.stats.applied.total() > self.limit:
-            busiest = ", ".join(f"{name} ({n} times)" for name, n in self.stats.applied.most_common(3))
+            busiest = ", ".join(
+                f"{name} ({n} times)" for name, n in self.stats.applied.most_common(3)
+            )
             raise GraphOptError(f"rules do not converge: {busiest}")
         self.push(node)
         return True
 
     def replace(self, m: Match, new: Replacement) -> None:
         outs = (new,) if isinstance(new, ir.Value) else tuple(new or ())
-        pairs = [(o, v) for o, v in zip(m.root.outputs, outs) if v is not None and v is not o]
-        if m.root.op_type == "Identity" and any(
-            not self.rw.can_replace(o, v) for o, v in pairs
-        ):
+        pairs = [
+            (o, v)
+            for o, v in zip(m.root.outputs, outs, strict=False)
+            if v is not None and v is not o
+        ]
+        if m.root.op_type == "Identity" and any(not self.rw.can_replace(o, v) for o, v in pairs):
             # It would take another Identity to give the graph output its name.
             m.fail("a graph output needs a node to produce it")
             self.rw.changed = False

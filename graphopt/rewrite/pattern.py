@@ -1,7 +1,8 @@
 """Patterns: plain objects that describe a DAG rooted at one node, and typed captures of a match.
 
-The engine guarantees for every match: interior nodes are in the root's graph, have no use outside the
-match and are not graph outputs (unless ``shared=True``); attributes compare against schema defaults;
+The engine guarantees for every match: interior nodes are in the root's graph, have no use outside
+the match and are not graph outputs (unless ``shared=True``); attributes compare against schema
+defaults;
 trailing inputs that are absent match only optional patterns; commutative ops match both ways round.
 """
 
@@ -167,13 +168,16 @@ def _match_node(p: Op, node: ir.Node, bound: _Bindings, graph: object) -> bool:
     values += [None] * (len(p.inputs) - len(values))
     before = dict(bound)
     bound[p] = node
-    if all(_match_value(q, v, bound, graph) for q, v in zip(p.inputs, values)):
+    if all(_match_value(q, v, bound, graph) for q, v in zip(p.inputs, values, strict=False)):
         return True
     if len(p.inputs) == 2 and len(node.inputs) == 2 and node.op_type in _COMMUTATIVE:
         bound.clear()
         bound.update(before)
         bound[p] = node
-        if all(_match_value(q, v, bound, graph) for q, v in zip(p.inputs, reversed(values))):
+        if all(
+            _match_value(q, v, bound, graph)
+            for q, v in zip(p.inputs, reversed(values), strict=True)
+        ):
             return True
     bound.clear()
     bound.update(before)

@@ -214,8 +214,8 @@ class Rewriter(SubgraphVerbs):
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let everything that uses ``old`` use ``new``, graph outputs too.
 
-        The node that computes ``new`` from ``old``, if one does, keeps ``old``. A graph output keeps
-        its name, and the values keep a type and a shape of their own.
+        The node that computes ``new`` from ``old``, if one does, keeps ``old``. A graph output
+        keeps its name, and the values keep a type and a shape of their own.
         """
         if old is new:
             return

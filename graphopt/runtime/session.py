@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import importlib
 import os
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -90,6 +90,7 @@ class Session:
             feeds: Values by input name. Inputs that are optional or have defaults may be left out.
             outputs: Names of the outputs wanted; all of them by default.
             timeout: Seconds after which the run is stopped, at the end of the node then running.
+                With one, Ctrl-C stops it likewise; without, only when the run is over.
 
         Returns:
             By output name: an array (an ``ml_dtypes`` one for bfloat16, float8 and 4-bit types, an
@@ -102,12 +103,17 @@ class Session:
         names = list(self.outputs) if outputs is None else list(outputs)
         options = ort().RunOptions()
         options.log_severity_level = _SILENT
-        with _refusals(), _stopped_after(options, timeout):
+        raw = any(carrier(self.outputs.get(name, "")) for name in names)
+        run = self._run_raw if raw else self._run_plain
+        with _refusals():
             given = {k: encode(ort(), v, self._types.get(k, "")) for k, v in feeds.items()}
-            if any(carrier(self.outputs.get(name, "")) for name in names):
-                return self._run_raw(names, given, options)
-            found = self._session.run(names, given, options)
-            return dict(zip(names, found, strict=True))
+            if timeout is None:
+                return run(names, given, options)
+            return _stoppable(lambda: run(names, given, options), options, timeout)
+
+    def _run_plain(self, names: list[str], given: Feeds, options: Any) -> dict[str, Any]:
+        found = self._session.run(names, given, options)
+        return dict(zip(names, found, strict=True))
 
     def _run_raw(self, names: list[str], given: Feeds, options: Any) -> dict[str, Any]:
         value = ort().OrtValue
@@ -282,15 +288,18 @@ def _refusals() -> Iterator[None]:
         raise SessionError(_NOISE.sub("", lines[0])) from e
 
 
-@contextlib.contextmanager
-def _stopped_after(options: Any, timeout: float | None) -> Iterator[None]:
-    if timeout is None:
-        yield
-        return
-    timer = threading.Timer(timeout, setattr, (options, "terminate", True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _stoppable(run: Callable[[], dict[str, Any]], options: Any, timeout: float) -> dict[str, Any]:
+    """Run on a thread, so that this one can tell ONNX Runtime to stop, which it does between nodes.
+
+    Python handles Ctrl-C on the main thread, and not before a call into C++ returns.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run)
+        try:
+            return future.result(timeout)
+        except concurrent.futures.TimeoutError:
+            options.terminate = True
+            return future.result()
+        except KeyboardInterrupt:
+            options.terminate = True
+            raise

@@ -6,6 +6,7 @@ from graphopt.passes.cleanup.eliminate_dead import EliminateDead
 from graphopt.passes.cleanup.eliminate_identity import EliminateIdentity
 from graphopt.passes.cleanup.eliminate_noop import EliminateNoop
 from graphopt.passes.cleanup.eliminate_real_noop import EliminateRealNoop
+from graphopt.passes.cleanup.eliminate_sequences import EliminateSequences
 from graphopt.passes.cleanup.freeze_inputs import FreezeInputs
 from graphopt.passes.cleanup.remove_unused_opsets import RemoveUnusedOpsets
 
@@ -16,6 +17,7 @@ __all__ = [
     "EliminateIdentity",
     "EliminateNoop",
     "EliminateRealNoop",
+    "EliminateSequences",
     "FreezeInputs",
     "RemoveUnusedOpsets",
 ]

@@ -130,5 +130,5 @@ def _digest(tensor: ir.TensorProtocol) -> Hashable:
         return b""  # the sample was all of it
     found = hashlib.sha256()
     for chunk in Content(tensor).chunks():
-        found.update(chunk)
+        found.update(chunk.data)
     return found.digest()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphopt import Context, ir
-from graphopt.passes.fold._reads import captures, reads
+from graphopt.passes.fold._reads import captures, inputs, reads
 from graphopt.passes.fold._sizes import expected_bytes
 
 __all__ = ["Candidates", "divisor_is_safe", "find"]
@@ -89,12 +89,10 @@ def find(model: ir.Model, ctx: Context, *, quantization: bool, max_input: int) -
 
 
 def _is_candidate(node: ir.Node, found: Candidates, quantization: bool) -> bool:
-    def constant(value: ir.Value | None) -> bool:
-        if value is None or ir.const(value) is not None:
-            return True
-        return value.producer() in found.stage
+    def constant(value: ir.Value) -> bool:
+        return value.producer() in found.stage or ir.const(value) is not None
 
-    if not all(constant(v) for v in node.inputs):
+    if not all(constant(v) for v in inputs(node)):
         return False
     op = node.op_type
     if node.domain not in _DOMAINS or op == "Constant":

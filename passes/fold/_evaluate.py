@@ -11,6 +11,7 @@ import numpy as np
 from graphopt import ir
 from graphopt.errors import SessionError
 from graphopt.passes.fold._candidates import Candidates, divisor_is_safe
+from graphopt.passes.fold._reads import inputs
 from graphopt.runtime.session import open_session
 
 __all__ = ["Evaluator", "tensor_of"]
@@ -145,6 +146,8 @@ class Evaluator:
             name="constants",
         )
         model = ir.Model(graph, ir_version=self.model.ir_version)
+        # It says how inputs of subgraphs were declared, which ONNX Runtime wants to know of Loop.
+        model.meta.update(self.model.meta)
         timeout = _SECONDS if any(True for n in nodes for _ in ir.subgraphs(n)) else None
         with open_session(model) as session:
             found = session.run({}, timeout=timeout)
@@ -177,12 +180,15 @@ class _Copier:
         self.constants: list[ir.Value] = []
 
     def node(self, node: ir.Node) -> ir.Node:
-        inputs = [None if v is None else self.value(v) for v in node.inputs]
         attributes = [self.attribute(a) for a in node.attributes.values()]
+        op, given = node.op_type, list(node.inputs)
+        if op == "CastLike" and len(inputs(node)) == 1:
+            op, given = "Cast", given[:1]
+            attributes.append(ir.Attr("to", ir.AttributeType.INT, int(node.outputs[0].dtype or 0)))
         copy = ir.Node(
             node.domain,
-            node.op_type,
-            inputs,
+            op,
+            [None if v is None else self.value(v) for v in given],
             attributes,
             num_outputs=len(node.outputs),
             overload=node.overload,
@@ -219,11 +225,11 @@ class _Copier:
         return a
 
     def graph(self, graph: ir.Graph) -> ir.Graph:
-        inputs: list[ir.Value] = []
+        formal: list[ir.Value] = []
         for value in graph.inputs:
             copy = ir.Value(name=value.name, type=value.type, shape=value.shape)
             self.values[value] = copy
-            inputs.append(copy)
+            formal.append(copy)
         constants: list[ir.Value] = []
         for value in graph.initializers.values():
             if value.const_value is not None:
@@ -233,7 +239,7 @@ class _Copier:
         nodes = [self.node(node) for node in graph]
         outputs = [self.value(v) for v in graph.outputs]
         return ir.Graph(
-            inputs,
+            formal,
             outputs,
             nodes=nodes,
             initializers=constants,

@@ -23,7 +23,8 @@ __all__ = ["Plan", "make_plan"]
 
 # A single value may cost this much more than what computes it, if other values save as much.
 _SMALL = 4096
-# A constant below this is not worth tying together all the nodes that read it.
+# A constant below this is counted in equal shares: many nodes read the same few axes and scalars,
+# and it is not worth deciding about all of them together.
 _TINY = 256
 
 Size = Callable[[ir.Value], "int | None"]
@@ -125,14 +126,15 @@ class _Planner:
     def keeping(self) -> dict[ir.Node, float]:
         """What keeping each node costs: its record and what it reads."""
         keep: dict[ir.Node, float] = {}
-        cheapest: dict[ir.Value, float] = {v: float(b) for v, b in self.freed.items() if b >= _TINY}
+        cheapest: dict[ir.Value, float] = dict(self.freed)
         for node in self.found.nodes:
             cost = float(self.record[node])
             count = self.count[self.group[node]]
             if count is not _Count.NOT:
                 for value in self.found.reads[node]:
-                    share = cheapest.get(value, 0.0)
-                    cost += share if count is _Count.FULL else share / self.readers[value]
+                    tiny = self.freed.get(value, _TINY) < _TINY
+                    readers = self.readers[value] if tiny or count is _Count.SHARED else 1
+                    cost += cheapest.get(value, 0.0) / readers
             keep[node] = cost
             for value in node.outputs:
                 if value not in self.needed:  # otherwise there is no choice but to have it

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from graphopt import ir
 
-__all__ = ["captures", "is_used", "reads"]
+__all__ = ["captures", "inputs", "is_used", "reads"]
 
 
 def captures(node: ir.Node) -> Iterator[ir.Value]:
@@ -30,11 +30,18 @@ def captures(node: ir.Node) -> Iterator[ir.Value]:
                     yield value
 
 
+def inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs whose data a node depends on: of CastLike's second one it takes the type only."""
+    given = [v for v in node.inputs if v is not None]
+    is_typed = (
+        node.op_type == "CastLike" and node.domain == "" and node.outputs[0].dtype is not None
+    )
+    return given[:1] if is_typed else given
+
+
 def reads(node: ir.Node) -> Iterator[ir.Value]:
     """Yield every value that ``node`` depends on, possibly more than once."""
-    for value in node.inputs:
-        if value is not None:
-            yield value
+    yield from inputs(node)
     yield from captures(node)
 
 

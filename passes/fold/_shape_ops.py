@@ -336,6 +336,7 @@ TABLE: dict[str, Evaluate] = {
     "Add": _elementwise(add),
     "And": _logical(operator.and_),
     "Cast": _cast,
+    "CastLike": _cast,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Div": _elementwise(divide),

@@ -12,7 +12,7 @@ input uses for two of its own dimensions, since exporters write words such as ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from graphopt import ir
 from graphopt.passes.fold import _shape_ops
 from graphopt.passes.fold._dims import Dim, Element, divide, multiply
+from graphopt.passes.fold._reads import is_used
 
 __all__ = ["INTEGERS", "LIMIT", "ShapeValues", "broadcast_dims", "product", "sizes"]
 
@@ -34,7 +35,8 @@ _BROADCAST = frozenset({
     "GreaterOrEqual", "Less", "LessOrEqual", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Or",
     "Pow", "Sub", "Sum", "Where", "Xor",
 })  # fmt: skip
-_RELATED = frozenset({"ConstantOfShape", "Expand", "Range", "Reshape"})
+_RELATED = frozenset({"ConstantOfShape", "Expand", "Range", "Reshape", "Slice"})
+_HUGE = 2**31 - 1  # exporters write this, and larger numbers, for "to the end"
 
 
 def sizes(values: Array) -> list[Element]:
@@ -50,12 +52,16 @@ class ShapeValues:
 
     Attributes:
         known: Elements, as an object array, of the tracked tensors that nodes compute.
+        positive: Symbols that are not 0 in any run that succeeds.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.known: dict[ir.Value, Array] = {}
         self._constants: dict[ir.Value, Array | None] = {}
+        self.positive: set[str] = set()
         self._same: dict[str, int | Dim] = {}
+        # Sizes that are the smaller one of the other size and some number from 1 on.
+        self._capped: dict[Element, Dim] = {}
         self._declared: set[str] = set()
         self._ambiguous: set[str] = set()
         for value in model.graph.inputs:
@@ -65,6 +71,8 @@ class ShapeValues:
         for graph in ir.all_graphs(model):
             for node in graph:
                 self._visit(node)
+                if graph is model.graph and node.op_type == "Reshape" and node.domain == "":
+                    self._witness(node)
 
     def dims(self, value: ir.Value | None) -> tuple[int | Dim, ...] | None:
         """The dimensions of a tensor, each a number or a symbolic size; None for unknown rank."""
@@ -132,15 +140,33 @@ class ShapeValues:
         if not array.size or any(e is not None for e in array.flat):
             self.known[value] = array
 
+    def _witness(self, node: ir.Node) -> None:
+        """Note that a Reshape that always runs infers a size: there is none if another one is 0."""
+        target, data = self.read(node.inputs[1]), self.dims(node.inputs[0])
+        if target is None or -1 not in (given := sizes(target)) or not is_used(node.outputs[0]):
+            return
+        for i, size in enumerate(given):
+            if size == 0 and data is not None and i < len(data):
+                size = data[i]
+            if isinstance(size, Dim):
+                self.positive.update(size.symbols)
+
+    def is_positive(self, size: Element) -> bool:
+        """Whether a size is not 0 in any run that succeeds."""
+        if isinstance(size, Dim):
+            return size.coefficient > 0 and self.positive.issuperset(size.symbols)
+        return size is not None and size > 0
+
     def _relate(self, node: ir.Node) -> None:
         """Find out what the new symbols in the dimensions of the result stand for."""
         out = node.outputs[0]
-        if out.shape is None or not any(
-            isinstance(d, str) and d not in self._declared and d not in self._same
-            for d in ir.dims(out) or ()
-        ):
+        known = ir.dims(out) or ()
+        new = [
+            isinstance(d, str) and d not in self._declared and d not in self._same for d in known
+        ]
+        if not any(new):
             return
-        found: tuple[Element, ...] | None = None
+        found: Sequence[Element] | None = None
         match node.op_type:
             case "Range":
                 start, limit, delta = (self._scalar(v) for v in node.inputs)
@@ -152,17 +178,51 @@ class ShapeValues:
                 found = self.expanded(node)
             case "ConstantOfShape":
                 shape = self.read(node.inputs[0])
-                found = None if shape is None else tuple(sizes(shape))
+                found = None if shape is None else sizes(shape)
+            case "Slice":
+                found = self._sliced(node)
             case _:
                 found = self._broadcast(node)
-        known = ir.dims(out) or ()
         if found is None or len(found) != len(known):
             return
-        for name, size in zip(known, found, strict=True):
-            if isinstance(name, str) and size is not None and name not in self._declared:
-                own = Dim(1, (name,))
-                if size != own and not (isinstance(size, Dim) and name in size.symbols):
-                    self._same.setdefault(name, size)
+        for name, size, fresh in zip(known, found, new, strict=True):
+            if not fresh or not isinstance(name, str) or size is None:
+                continue
+            if not (isinstance(size, Dim) and name in size.symbols):
+                self._same.setdefault(name, size)
+
+    def _sliced(self, node: ir.Node) -> list[Element] | None:
+        """Dimensions of the result of a Slice; None each for those that cannot be told."""
+        data, names = self.dims(node.inputs[0]), ir.dims(node.outputs[0])
+        if data is None or names is None or ir.opset(node) < 10:
+            return None
+        given = [self.read(v) for v in (*node.inputs[1:], None, None)[:4]]
+        if given[0] is None or given[1] is None:
+            return None
+        starts, ends = sizes(given[0]), sizes(given[1])
+        present = [len(node.inputs) > i and node.inputs[i] is not None for i in (3, 4)]
+        axes = sizes(given[2]) if given[2] is not None else list(range(len(starts)))
+        steps = sizes(given[3]) if given[3] is not None else [1] * len(starts)
+        if present != [given[2] is not None, given[3] is not None] or 0 in steps:
+            return None
+        if not all(isinstance(axis, int) and -len(data) <= axis < len(data) for axis in axes):
+            return None
+        out: list[Element] = list(data)
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            assert isinstance(axis, int)
+            size = data[axis]
+            if isinstance(size, int) and all(isinstance(e, int) for e in (start, end, step)):
+                out[axis] = len(range(*slice(start, end, step).indices(size)))
+            elif start != 0 or step != 1:
+                out[axis] = None
+            elif end == size or (isinstance(end, int) and end >= _HUGE):
+                out[axis] = size
+            else:
+                out[axis] = None
+                name = names[axis]
+                if isinstance(end, Dim) and isinstance(size, int) and size > 0 and name:
+                    self._capped[Dim(1, (str(name),))] = end
+        return out
 
     def _scalar(self, value: ir.Value | None) -> Element:
         array = self.read(value)
@@ -170,14 +230,12 @@ class ShapeValues:
 
     def _broadcast(self, node: ir.Node) -> tuple[Element, ...] | None:
         shapes = [self.dims(v) for v in node.inputs]
-        if node.op_type == "MatMul":
-            if any(s is None or len(s) < 2 for s in shapes):
-                return None
-            core: tuple[Element, ...] = (None, None)
-            shapes = [s[:-2] for s in shapes if s is not None]
-        else:
-            core = ()
-        return None if (found := broadcast_dims(shapes)) is None else (*found, *core)
+        if node.op_type != "MatMul":
+            return broadcast_dims(shapes, self._capped)
+        if any(s is None or len(s) < 2 for s in shapes):
+            return None
+        found = broadcast_dims([s[:-2] for s in shapes if s is not None], self._capped)
+        return None if found is None else (*found, None, None)
 
     def reshaped(self, node: ir.Node) -> tuple[Element, ...] | None:
         """Dimensions of the result of a Reshape; None where its target is not tracked."""
@@ -236,9 +294,15 @@ def _is_inferred(value: ir.Value) -> bool:
 
 
 def broadcast_dims(
-    shapes: Iterable[Sequence[Element] | None],
+    shapes: Iterable[Sequence[Element] | None], capped: Mapping[Element, Dim] | None = None
 ) -> tuple[Element, ...] | None:
-    """Dimensions of what shapes broadcast to; None for those that cannot be told."""
+    """Dimensions of what shapes broadcast to; None for those that cannot be told.
+
+    Args:
+        shapes: The shapes; None for an unknown one.
+        capped: Sizes that are the smaller one of the size they map to and a positive number. Where
+            one meets the other, they are equal, or the smaller one is 1.
+    """
     given: list[Sequence[Element]] = []
     for shape in shapes:
         if shape is None:
@@ -247,6 +311,8 @@ def broadcast_dims(
     out: list[Element] = []
     for axis in range(-max(map(len, given)), 0):
         found = {s[axis] for s in given if len(s) >= -axis} - {1}
+        if capped and len(found) > 1:
+            found = {d for d in found if d not in capped or capped[d] not in found}
         fixed = [d for d in found if isinstance(d, int)]
         if not found:
             out.append(1)

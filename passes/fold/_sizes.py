@@ -12,7 +12,7 @@ from graphopt import ir
 __all__ = ["array_bytes", "constant_bytes", "expected_bytes", "node_bytes"]
 
 _RECORD = 12  # what an initializer takes besides its name and data
-_NEW_NAME = 4  # a stored result has the name of what it replaces, and a suffix
+_NEW_NAME = 6  # a stored result has the name of what it replaces, and a suffix
 _NODE = 32  # a Constant node, where a graph output needs one
 
 

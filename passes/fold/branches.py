@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from graphopt import Context, Exactness, Pass, Rewriter, ir
 from graphopt.passes.fold._prune import Pruner
+from graphopt.passes.fold._ranks import certain_conditions
 from graphopt.passes.fold._reads import is_used
 
 __all__ = ["FoldBranches"]
@@ -63,17 +64,30 @@ class _Folder:
 
     def graph(self, graph: ir.Graph, known: Known) -> None:
         """Resolve the nodes of a graph where the values in ``known`` have these values."""
+        while True:
+            facts = dict(known)
+            for condition, truth in certain_conditions(graph).items():
+                facts.update(_facts(condition, truth))
+            if not self.nodes(graph, facts):
+                return
+
+    def nodes(self, graph: ir.Graph, known: Known) -> bool:
+        """Resolve the nodes of a graph once; return whether a branch of it was resolved."""
         pending = deque(graph)
+        resolved = False
         while pending:
             node = pending.popleft()
             if node.domain == "" and node.op_type == "If":
-                pending.extendleft(reversed(self.branch(node, known)))
+                moved = self.branch(node, known)
+                resolved |= moved is not None
+                pending.extendleft(reversed(moved or ()))
             elif not (node.domain == "" and node.op_type == "Loop" and self.loop(node)):
                 for inner in ir.subgraphs(node):
                     self.graph(inner, known)
+        return resolved
 
-    def branch(self, node: ir.Node, known: Known) -> list[ir.Node]:
-        """Resolve an If; return the nodes that have come in its place."""
+    def branch(self, node: ir.Node, known: Known) -> list[ir.Node] | None:
+        """Resolve an If; return the nodes that have come in its place, None if it stays."""
         condition = node.inputs[0]
         then, otherwise = (node.attributes[f"{k}_branch"].as_graph() for k in ("then", "else"))
         taken = None if condition is None else _truth(condition, known)
@@ -82,7 +96,7 @@ class _Folder:
             assert condition is not None
             for inner, truth in ((then, True), (otherwise, False)):
                 self.graph(inner, {**known, **_facts(condition, truth)})
-            return []
+            return None
         chosen = then if taken else otherwise
         moved = list(chosen)
         results = self.rw.splice(node, chosen)
@@ -118,24 +132,26 @@ def _truth(value: ir.Value, known: Known) -> bool | None:
     constant = ir.array(value)
     if constant is not None:
         return bool(constant.reshape(-1)[0]) if constant.size == 1 else None
-    if value in known:
-        return known[value]
-    negated = _negated(value)
-    return not known[negated] if negated is not None and negated in known else None
+    source, same = _source(value)
+    return None if source not in known else known[source] is same
 
 
 def _facts(condition: ir.Value, truth: bool) -> dict[ir.Value, bool]:
     """What is known where a condition holds, or does not."""
-    facts = {condition: truth}
-    negated = _negated(condition)
-    if negated is not None:
-        facts[negated] = not truth
-    return facts
+    source, same = _source(condition)
+    return {source: truth is same}
 
 
-def _negated(value: ir.Value) -> ir.Value | None:
-    node = value.producer()
-    return node.inputs[0] if node is not None and node.op_type == "Not" else None
+def _source(value: ir.Value) -> tuple[ir.Value, bool]:
+    """What a boolean is a copy of, or, if the second result is False, the negation of."""
+    same = True
+    while (node := value.producer()) is not None and node.op_type in ("Cast", "Identity", "Not"):
+        source = node.inputs[0]
+        if source is None or source.dtype != ir.DataType.BOOL:
+            break
+        same ^= node.op_type == "Not"
+        value = source
+    return value, same
 
 
 def _runs_zero_times(node: ir.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,18 +30,19 @@ class FoldShapes(Pass):
         A tensor all of whose elements are numbers becomes a constant. The target of a Reshape
         becomes constant if each size in it is a number, the size that the data has at that place
         (0, "copy"), or the only other one (-1); that of an Expand and the ends of a Slice likewise.
-        A Reshape or an Expand to the shape the data already has is removed. What computed the
-        shapes is then unused, and is removed too.
+        A Reshape or an Expand to the shape the data already has is removed, and a Reshape that only
+        adds or removes ones becomes Unsqueeze or Squeeze. What computed the shapes is then unused,
+        and is removed too.
 
     Exactness: bitwise. A -1 is written only where the other sizes cannot be 0, since no size can be
-        inferred from an empty tensor.
+        inferred from an empty tensor: numbers, or sizes beside a -1 that is in the model already.
 
     Needs: inferred shapes; run infer-shapes before it where earlier passes have made sizes known.
         Declared static sizes of inputs are trusted, negative ones are unknown. Symbolic sizes of
         inputs are equal if they have the same name, except where one input uses a name twice.
 
-    Options: ``nonempty``: assume that no dimension is ever 0, so that -1 may stand beside copied
-        sizes (default: no).
+    Options: ``nonempty``: assume that no dimension is ever 0, so that -1 may stand beside any
+        copied size (default: no).
 
     Example: ``Reshape(x, Concat(Unsqueeze(Gather(Shape(x), 0)), [12], [-1]))`` ->
         ``Reshape(x, [0, 12, -1])``
@@ -169,14 +171,36 @@ class _Folder:
         given = self.scaffold(node, 1)
         if given is None:
             return
-        found = reshape_target(given, have, bool(ir.attr(node, "allowzero", 0)), self.nonempty)
+        allow_zero = bool(ir.attr(node, "allowzero", 0))
+
+        def positive(size: Element) -> bool:
+            return self.nonempty or self.values.is_positive(size)
+
+        found = reshape_target(given, have, allow_zero, positive)
         if isinstance(found, str):
+            moved = [s for i, s in enumerate(given) if i >= len(have) or s != have[i]]
+            if allow_zero or sum(not positive(s) for s in moved) <= 1:
+                ones = only_ones(given, have)
+                if ones is not None:
+                    self.squeeze(node, data, *ones)
+                    return
             self.ctx.decline("fix-reshape", found)
         elif self.allow("fix-reshape", node):
             target, copies = found
             self.retarget(node, 1, target)
-            if copies and ir.attr(node, "allowzero", 0):
+            if copies and allow_zero:
                 self.rw.set_attr(node, allowzero=None)
+
+    def squeeze(self, node: ir.Node, data: ir.Value, op: str, axes: list[int]) -> None:
+        """Use Squeeze or Unsqueeze instead of a Reshape."""
+        if not self.allow("squeeze-for-reshape", node):
+            return
+        with self.rw.at(node):
+            if ir.opset(node) < 13:
+                new = self.rw.op(op, data, axes=axes)
+            else:
+                new = self.rw.op(op, data, self.shared(np.array(axes, np.int64), "axes"))
+        self.rw.replace(node.outputs[0], new)
 
     def expand(self, node: ir.Node) -> None:
         data, given = node.inputs[0], self.scaffold(node, 1)
@@ -237,7 +261,10 @@ class _Folder:
 
 
 def reshape_target(
-    given: list[Element], have: tuple[int | Dim, ...], allow_zero: bool, nonempty: bool
+    given: Sequence[Element],
+    have: Sequence[int | Dim],
+    allow_zero: bool,
+    positive: Callable[[Element], bool],
 ) -> tuple[list[int], bool] | str:
     """A constant target of a Reshape that does the same.
 
@@ -245,7 +272,7 @@ def reshape_target(
         given: Elements of the present target.
         have: Dimensions of the data.
         allow_zero: Whether a 0 in the present target means an empty dimension, not a copied one.
-        nonempty: Whether no dimension is ever 0.
+        positive: Whether a size is certain not to be 0.
 
     Returns:
         The target, and whether it copies sizes, which needs ``allowzero=0``; or why there is none.
@@ -255,12 +282,13 @@ def reshape_target(
     copies = maybe_empty = False
     for i, size in enumerate(given):
         if isinstance(size, int):
-            copied = size == 0 and not allow_zero
-            maybe_empty |= size == 0 and not (copied and i < len(have) and _positive(have[i]))
+            copied = size == 0 and not allow_zero and i < len(have)
+            maybe_empty |= size == 0 and not (copied and positive(have[i]))
             unknown += size == -1
             target.append(size)
         elif size is not None and i < len(have) and size == have[i]:
-            copies = maybe_empty = True
+            copies = True
+            maybe_empty |= not positive(size)
             target.append(0)
         else:
             unknown += 1
@@ -269,7 +297,7 @@ def reshape_target(
         return "more than one size of the target is unknown"
     if copies and allow_zero and 0 in given:
         return "it has both empty and copied dimensions"
-    if unknown == 1 and -1 not in given and maybe_empty and not nonempty:
+    if unknown == 1 and -1 not in given and maybe_empty:
         return "a size cannot be inferred where another may be 0"
     return target, copies
 
@@ -278,8 +306,25 @@ def _key(data: np.ndarray[Any, Any]) -> tuple[object, ...]:
     return data.dtype, data.shape, data.tobytes()
 
 
-def _positive(size: Any) -> bool:
-    return isinstance(size, int) and size > 0
+def only_ones(given: Sequence[Element], have: Sequence[int | Dim]) -> tuple[str, list[int]] | None:
+    """The axes of ones by which two shapes differ, and the operator that adds or removes them."""
+    if len(given) > len(have):
+        axes = _extra_ones(given, have)
+        return None if axes is None else ("Unsqueeze", axes)
+    axes = _extra_ones(have, given)
+    return None if axes is None or not axes else ("Squeeze", axes)
+
+
+def _extra_ones(longer: Sequence[Element], shorter: Sequence[Element]) -> list[int] | None:
+    axes: list[int] = []
+    for i, size in enumerate(longer):
+        j = i - len(axes)
+        if size is not None and j < len(shorter) and size == shorter[j]:
+            continue
+        if size != 1:
+            return None
+        axes.append(i)
+    return axes if len(longer) - len(axes) == len(shorter) else None
 
 
 def _matches(given: list[Element], have: tuple[int | Dim, ...]) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 
 from graphopt import Const, Exactness, Match, Op, Replacement, RewritePass, Rewriter, Var, ir, rule
 from graphopt.passes.fusion.fuse_affine import affine
+from graphopt.passes.fusion.kernels import end_of_kernel
 from graphopt.passes.fusion.linear import (
     LINEAR,
     Array,
@@ -60,6 +61,9 @@ def fuse_input_shift(m: Match, rw: Rewriter) -> Replacement:
 
 def _per_input(linear: Linear, x: ir.Value, data: Array) -> Array:
     """The constant as float64 of shape [1] or [input channels]."""
+    kernel = end_of_kernel(x)
+    if kernel is not None:
+        raise Unfit(f"it is part of a {kernel}, which runtimes have a kernel for")
     node, weight = linear.node, linear.data
     if node.op_type in ("Conv", "ConvTranspose"):
         rank, trailing = weight.ndim, weight.ndim - 2
@@ -128,9 +132,11 @@ class FuseInputAffine(RewritePass):
     Example: Conv(Mul(x, k), w, b) -> Conv(x, w', b)
 
     Declines when: the constant varies over positions or samples; the shape of the input is not
-    known or the constant changes it; something else uses the scaled input or the weight; weight or
-    bias are not constant; a shift meets padding or 16-bit floats; the
-    file would grow; folded weights overflow or lose precision in float16; a division is by zero.
+    known or the constant changes it; the operation is the last of a Gelu or LayerNormalization made
+    of simpler operators, which ONNX Runtime computes by one kernel; something else uses the scaled
+    input or the weight; weight or bias are not constant; a shift meets padding or 16-bit floats;
+    the file would grow; folded weights overflow or lose precision in float16; a division is by
+    zero.
 
     References: ONNX operators Conv, ConvTranspose, Gemm, MatMul
     (https://onnx.ai/onnx/operators/).

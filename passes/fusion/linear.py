@@ -143,10 +143,11 @@ class Linear:
         if self.node.op_type in ("Conv", "ConvTranspose"):
             added = np.broadcast_to(added, (self.channels,))
         bias = round_to(added, self.data.dtype, "the bias")
-        old = (*freed, self.bias) if self.bias is not None else freed
-        gone = sum(_nbytes(v) for v in dict.fromkeys(old) if only_use(v))
-        if bias.nbytes > gone + _NODE_BYTES:
-            raise Unfit("the new bias would be larger than what it replaces")
+        if bias.nbytes > _NODE_BYTES:
+            old = (*freed, self.bias) if self.bias is not None else freed
+            gone = sum(_nbytes(v) for v in dict.fromkeys(old) if only_use(v))
+            if bias.nbytes > gone + _NODE_BYTES:
+                raise Unfit("the new bias would be larger than what it replaces")
         return bias
 
     def update(self, rw: Rewriter, weight: Array | None, bias: Array | None) -> None:

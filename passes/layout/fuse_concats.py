@@ -1,9 +1,12 @@
-"""Chains of Concat and Split."""
+"""Chains of Concat, Split and Slice."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphopt import Exactness, Match, Op, Replacement, RewritePass, Rewriter, Var, ir, rule
 from graphopt.passes.layout.axes import inner_is_spare, integers, normalized
+from graphopt.passes.layout.cuts import FAR, Cut, from_front, read, size
 
 __all__ = ["FuseConcats"]
 
@@ -66,9 +69,9 @@ def split_of_concat(m: Match, rw: Rewriter) -> Replacement:
     sizes = integers(split, "split", 1, 13)
     if sizes is None:
         return m.fail("the sizes of the parts are not constant")
-    wanted = sizes or [_size(v, at) for v in split.outputs]
-    for size, value in zip(wanted, concat.inputs, strict=False):
-        if value is None or size is None or _size(value, at) != size:
+    wanted = sizes or [size(v, at) for v in split.outputs]
+    for length, value in zip(wanted, concat.inputs, strict=False):
+        if length is None or size(value, at) != length:
             return m.fail("the sizes of the parts differ or are not known")
     if not all(
         v is not None and rw.can_replace(out, v)
@@ -78,6 +81,36 @@ def split_of_concat(m: Match, rw: Rewriter) -> Replacement:
     return concat.inputs
 
 
+@rule(Op("Slice", _inner_concat, variadic=True))
+def slice_of_concat(m: Match, rw: Rewriter) -> Replacement:
+    """A Slice that takes just one of the parts that were put together."""
+    concat = m[_inner_concat]
+    joined = concat.outputs[0]
+    axis = _axis(concat, joined)
+    cuts = read(m.root, ir.rank(joined))
+    if cuts is None or list(cuts) != [axis]:
+        return m.fail("it does not slice along the axis of the Concat, or not only")
+    cut = from_front(cuts[axis], size(joined, axis))
+    if cut is None:
+        return m.fail("it slices in steps, or from the end of an unknown size")
+    return _part(concat.inputs, axis, cut) or m.fail("it does not take just one of the parts")
+
+
+def _part(parts: Sequence[ir.Value | None], axis: int, cut: Cut) -> ir.Value | None:
+    """The part that reaches from start to end."""
+    offset = 0
+    for value in parts:
+        length = size(value, axis)
+        if offset == cut.start and cut.end == (offset + length if length is not None else -1):
+            return value
+        if length is None or offset >= cut.start:
+            # The last one reaches to the end, whatever its size.
+            last = value is parts[-1] and offset == cut.start and cut.end >= FAR
+            return value if last else None
+        offset += length
+    return None
+
+
 def _axis(node: ir.Node, value: ir.Value) -> int:
     """The axis, from the front where the rank is known."""
     axis = int(ir.attr(node, "axis", 0))
@@ -85,18 +118,13 @@ def _axis(node: ir.Node, value: ir.Value) -> int:
     return axis if found is None else found[0]
 
 
-def _size(value: ir.Value | None, axis: int) -> int | None:
-    shape = ir.dims(value)
-    size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
-    return size if isinstance(size, int) else None
-
-
 class FuseConcats(RewritePass):
-    """Merge Concat with Concat and with Split.
+    """Merge Concat with Concat, Split and Slice.
 
     What it does: a Concat of one tensor goes away; one inside another along the same axis becomes
-    part of it; a Concat of everything that a Split made gives back what was split, and a Split into
-    just the parts that were concatenated gives back the parts.
+    part of it; a Concat of everything that a Split made gives back what was split; a Split into
+    just the parts that were concatenated gives back the parts, and a Slice of just one of them that
+    part.
 
     Exactness: BITWISE
 
@@ -107,12 +135,19 @@ class FuseConcats(RewritePass):
     Example: Concat(a, Concat(b, c) {axis=1}) {axis=1} -> Concat(a, b, c) {axis=1}
 
     Declines when: axes differ; parts are missing, repeated or in another order; sizes differ or are
-    not known; something else uses an inner Concat; graph outputs would need nodes of their own.
+    not known; a Slice takes more or less than one part; something else uses an inner Concat; graph
+    outputs would need nodes of their own.
 
-    References: ONNX operators Concat, Split (https://onnx.ai/onnx/operators/).
+    References: ONNX operators Concat, Split, Slice (https://onnx.ai/onnx/operators/).
     """
 
     name = "fuse-concats"
     exactness = Exactness.BITWISE
     min_opset = 4
-    rules = (drop_concat, concat_of_split, concat_of_concat, split_of_concat)
+    rules = (
+        drop_concat,
+        concat_of_split,
+        concat_of_concat,
+        split_of_concat,
+        slice_of_concat,
+    )

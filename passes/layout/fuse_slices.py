@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from graphopt import Exactness, Match, Op, Replacement, RewritePass, Rewriter, Var, ir, rule
-from graphopt.passes.layout.axes import integers
+from graphopt.passes.layout.cuts import Cut, from_front, read, size
 
 __all__ = ["FuseSlices"]
 
@@ -16,20 +14,11 @@ _inner = Op("Slice", _x, variadic=True)
 _MOST = np.iinfo(np.int64).max
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-    """Start, end and step along one axis."""
-
-    start: int
-    end: int
-    step: int = 1
-
-
 @rule(Op("Slice", _inner, variadic=True))
 def fuse_slices(m: Match, rw: Rewriter) -> Replacement:
     """Two slices."""
     rank = ir.rank(m[_x])
-    first, second = _cuts(m[_inner], rank), _cuts(m.root, rank)
+    first, second = read(m[_inner], rank), read(m.root, rank)
     if first is None or second is None:
         return m.fail("starts, ends, axes or steps are not constant")
     if rank is None and any(axis < 0 for axis in (*first, *second)):
@@ -39,52 +28,24 @@ def fuse_slices(m: Match, rw: Rewriter) -> Replacement:
         if axis not in merged:
             merged[axis] = cut
             continue
-        sizes = (_size(m[_x], axis), _size(m[_inner].outputs[0], axis))
-        both = _compose(_positive(merged[axis], sizes[0]), _positive(cut, sizes[1]))
+        both = _compose(
+            from_front(merged[axis], size(m[_x], axis)),
+            from_front(cut, size(m[_inner].outputs[0], axis)),
+        )
         if both is None:
             return m.fail("both cut the same axis, from its end or in steps")
         merged[axis] = both
     return _build(m, rw, merged)
 
 
-def _cuts(node: ir.Node, rank: int | None) -> dict[int, _Cut] | None:
-    """What a Slice does, by axis."""
-    starts, ends = integers(node, "starts", 1, 10), integers(node, "ends", 2, 10)
-    axes, steps = integers(node, "axes", 3, 10), integers(node, "steps", 4, 10)
-    if starts is None or ends is None or axes is None or steps is None:
-        return None
-    axes = axes or tuple(range(len(starts)))
-    steps = steps or (1,) * len(starts)
-    return {
-        axis + rank if axis < 0 and rank is not None else axis: _Cut(start, end, step)
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
-    }
-
-
-def _size(value: ir.Value, axis: int) -> int | None:
-    shape = ir.dims(value)
-    size = None if shape is None else shape[axis]
-    return size if isinstance(size, int) else None
-
-
-def _positive(cut: _Cut, size: int | None) -> _Cut | None:
-    """The same cut with its ends counted from the front; None for steps and unknown sizes."""
-    if cut.step != 1:
-        return None
-    if size is None:
-        return cut if cut.start >= 0 and cut.end >= 0 else None
-    start, end = (max(0, v + size) if v < 0 else min(v, size) for v in (cut.start, cut.end))
-    return _Cut(start, end)
-
-
-def _compose(first: _Cut | None, second: _Cut | None) -> _Cut | None:
+def _compose(first: Cut | None, second: Cut | None) -> Cut | None:
     if first is None or second is None:
         return None
     start = min(first.start + second.start, _MOST)
-    return _Cut(start, min(first.end, first.start + second.end, _MOST))
+    return Cut(start, min(first.end, first.start + second.end, _MOST))
 
 
-def _build(m: Match, rw: Rewriter, cuts: dict[int, _Cut]) -> Replacement:
+def _build(m: Match, rw: Rewriter, cuts: dict[int, Cut]) -> Replacement:
     axes = sorted(cuts)
     starts, ends = [cuts[a].start for a in axes], [cuts[a].end for a in axes]
     steps = [cuts[a].step for a in axes]

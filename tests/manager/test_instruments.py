@@ -22,8 +22,8 @@ from graphopt import (
     Replacement,
     Report,
     Reproducer,
-    Rewriter,
     RewritePass,
+    Rewriter,
     Var,
     bisect,
     ir,
@@ -94,9 +94,9 @@ def test_bisect_needs_a_model_that_runs() -> None:
 def test_dump_writes_what_changed(tmp_path: Path) -> None:
     (tmp_path / "007_old.txt").write_text("from an earlier run")
     (tmp_path / "notes.txt").write_text("mine")
-    result = PassManager(
-        Pipeline(passes=(Drop(), Drop())), instruments=(Dump(tmp_path),)
-    ).run(chain(3, bad=9))
+    result = PassManager(Pipeline(passes=(Drop(), Drop())), instruments=(Dump(tmp_path),)).run(
+        chain(3, bad=9)
+    )
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["000_input.txt", "001_drop.txt", "notes.txt"]
     assert (tmp_path / "001_drop.txt").read_text() == ir.dump(result.model)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from graphopt import PassManager, bisect, default_registry, ir
 from graphopt.testing import assert_equivalent, random_model
 
-# onnxsim starts a process of its own for every model; freeze-inputs changes the interface on request.
+# onnxsim starts a process of its own for every model; freeze-inputs changes the interface on
+# request.
 PASSES = [
     n
     for n in default_registry().names()

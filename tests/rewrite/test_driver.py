@@ -174,7 +174,9 @@ def test_several_outputs_are_replaced_together() -> None:
     )
     rw = Rewriter(model)
     with pytest.raises(GraphOptError, match="do not converge"):
-        apply_rules(rw, [split_of_two], max_rewrites=3)  # the Split stays for z, so it matches again
+        apply_rules(
+            rw, [split_of_two], max_rewrites=3
+        )  # the Split stays for z, so it matches again
 
 
 def test_work_is_linear_in_the_number_of_nodes() -> None:

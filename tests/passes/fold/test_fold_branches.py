@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from graphopt import PassManager, ir
+from graphopt import Exactness, PassManager, ir
 from graphopt.passes.fold import FoldBranches
-from graphopt.testing import check_pass
+from graphopt.testing import assert_equivalent, check_pass
 
 HEAD = '<ir_version: 9, opset_import: ["": 19]>\n'
 
@@ -473,3 +474,93 @@ def test_fuel() -> None:
     text = HEAD + LOOP.format(m=0, c=1, extra="")
     result = PassManager(FoldBranches(), fuel=0).run(ir.parse_text(text))
     assert not result.report.changed
+
+
+HALVES = ", ".join(["0.5"] * 32)
+
+
+def lstm_cell(cond: str, consumer: str) -> str:
+    """``Squeeze`` if the last size is 1, as torch writes it, before an operator of fixed rank."""
+    return (
+        HEAD
+        + f"""
+        g (float[N,4,K] x, bool c) => (float[A,B,C] y)
+        <int64[1] last = {{-1}}, int64[1] one = {{1}},
+         int64[1] first = {{0}}, float[8,4,1] w = {{{HALVES}}}, float[1,8,4] wi = {{{HALVES}}},
+         float[1,8,2] wh = {{{HALVES[:78]}}}> {{
+          s = Shape<start = 2>(x)
+          e = Equal(s, one)
+          {cond}
+          z = If (t) <
+            then_branch = a () => (float[N,4] p) {{ p = Squeeze(x, last) }},
+            else_branch = b () => (float[N,4,K] q) {{ q = Identity(x) }}
+          >
+          {consumer}
+        }}"""
+    )
+
+
+LSTM = "r = Relu(z) u = Unsqueeze(r, first) y, h, cc = LSTM<hidden_size = 2>(u, wi, wh)"
+ONE = {"x": np.ones((3, 4, 1), np.float32), "c": np.bool_(False)}
+
+
+@pytest.mark.parametrize(
+    ("cond", "operator"),
+    [
+        ("t = Identity(e)", "Squeeze"),
+        ("n = Not(e) k = Cast<to = 9>(n) t = Not(k)", "Squeeze"),
+    ],
+)
+def test_branch_whose_rank_nothing_can_take(cond: str, operator: str) -> None:
+    model = ir.parse_text(lstm_cell(cond, LSTM + " yy = Identity(y)"))
+    result = PassManager(FoldBranches(), on_mismatch="raise", objective=None).run(model)
+    ops = [n.op_type for n in result.model.graph]
+    assert "If" not in ops
+    assert operator in ops
+    assert_equivalent(model, result.model, Exactness.BITWISE, data=[ONE], seeds=())
+
+
+def test_the_branch_that_convolution_can_take() -> None:
+    text = lstm_cell("t = Identity(c)", "r = Exp(z) y = Conv(r, w)")
+    check_pass(
+        FoldBranches(),
+        text,
+        """
+        graph(%x: float[N,4,K], %c: bool[]) {
+          const %w: float[8,4,1]
+          %q = Identity(%x)
+          %r = Exp(%q)
+          %y = Conv(%r, %w)
+          return %y
+        }""",
+        data=[ONE],
+        seeds=(),
+    )
+
+
+@pytest.mark.parametrize(
+    "consumer",
+    [
+        "y = Exp(z)",  # takes any rank
+        "v = Relu(z) y = Transpose(v)",  # without perm, too
+        "y = Unsqueeze(z, s)",  # the axis is not known
+    ],
+)
+def test_branches_that_what_follows_can_both_take(consumer: str) -> None:
+    check_pass(FoldBranches(), lstm_cell("t = Identity(e)", consumer), None, data=[ONE], seeds=())
+
+
+def test_what_may_not_run_does_not_count() -> None:
+    consumer = """
+        y = If (c) <
+          then_branch = a2 () => (float[A,B,C] p2) { v = Unsqueeze(z, first)
+            p2, h, cc = LSTM<hidden_size = 2>(v, wi, wh) },
+          else_branch = b2 () => (float[A,B,C] q2) { q2 = Exp(z) }
+        >"""
+    check_pass(FoldBranches(), lstm_cell("t = Identity(e)", consumer), None, data=[ONE], seeds=())
+
+
+def test_what_always_fails_stays() -> None:
+    consumer = "v = Unsqueeze(z, first) u = Unsqueeze(v, first) w0 = Unsqueeze(u, first)"
+    consumer += " y, h, cc = LSTM<hidden_size = 2>(w0, wi, wh)"
+    check_pass(FoldBranches(), lstm_cell("t = Identity(e)", consumer), None, numbers=False)

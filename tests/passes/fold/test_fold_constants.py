@@ -580,9 +580,9 @@ def test_an_operator_without_a_kernel_is_dropped_by_name(sessions: list[int]) ->
         node("Sin", "b", "c"),
         node("Cos", "b", "d"),
         node("Cast", "c", "e", to=1),
-        node("Exp", "a", "f"),
+        node("Exp", "a", "a_result_with_a_long_name"),
         node("Add", "x e", "z"),
-        node("Add", "z f", "w"),
+        node("Add", "z a_result_with_a_long_name", "w"),
         node("Cast", "d", "g", to=1),
         node("Add", "w g", "y"),
     ]
@@ -601,6 +601,21 @@ def test_an_operator_without_a_kernel_is_dropped_by_name(sessions: list[int]) ->
     assert declined["fold-constant: onnxruntime refuses Cos"] == 1
     assert "Exp" not in [n.op_type for n in result.model.graph]
     assert len(sessions) <= 4
+
+
+def test_a_type_is_all_that_is_taken_of_an_input() -> None:
+    check_pass(
+        FoldConstants(),
+        HEAD
+        + """
+        g (float[N] x) => (float[N] y) <int64[1] a = {2}> { b = CastLike(a, x) y = Add(x, b) }""",
+        """
+        graph(%x: float[N]) {
+          const %b.1: float[1]
+          %y = Add(%x, %b.1)
+          return %y
+        }""",
+    )
 
 
 def test_fuel_stops_between_two_constants() -> None:

@@ -22,6 +22,7 @@ CASES = {
     "Add": (f"{A}, {B}", "y = Add(a, b)"),
     "And": (f"{A}, {B}", "c = Less(a, b) d = Equal(a, a) y = And(c, d)"),
     "Cast": (A, "c = Cast<to = 9>(a) d = Cast<to = 6>(c) y = Cast<to = 7>(d)"),
+    "CastLike": (f"{A}, int32 i = {{1}}", "c = CastLike(a, i) y = Cast<to = 7>(c)"),
     "Concat": (f"{A}, {B}", "y = Concat<axis = -1>(a, b)"),
     "Concat of matrices": (M, "y = Concat<axis = 1>(m, m)"),
     "ConstantOfShape": ("int64[2] s = {2, 3}", "y = ConstantOfShape<value = int64[1] {7}>(s)"),

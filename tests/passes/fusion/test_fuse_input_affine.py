@@ -176,3 +176,47 @@ def test_summand_in_half_precision(build: Build, declined: Callable[[Any], str])
         k=np.ones(3, np.float16),
     )
     assert "16 bits" in declined(check_pass(FuseInputAffine(), model, None))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "kernel"),
+    [
+        (
+            """
+            d = Div(x, root) e = Erf(d) f = Add(e, one) g = Mul(x, f) h = Mul(g, half)
+            y = MatMul(h, w)
+            """,
+            "Gelu",
+        ),
+        (
+            """
+            m = ReduceMean<axes=[-1]>(x) c = Sub(x, m) q = Mul(c, c) v = ReduceMean<axes=[-1]>(q)
+            p = Add(v, half) s = Sqrt(p) n = Div(c, s) g = Mul(n, gamma) h = Add(g, gamma)
+            y = Gemm(h, w)
+            """,
+            "LayerNormalization",
+        ),
+        (
+            """
+            q = Mul(x, x) v = ReduceMean<axes=[-1]>(q) p = Add(v, half) s = Sqrt(p)
+            r = Reciprocal(s) n = Mul(x, r) g = Mul(n, gamma) y = MatMul(g, w)
+            """,
+            "LayerNormalization",
+        ),
+    ],
+)
+def test_leaves_together_what_runtimes_fuse(
+    build: Build, declined: Callable[[Any], str], nodes: str, kernel: str
+) -> None:
+    constants = {
+        "root": np.float32(np.sqrt(2)),
+        "one": np.float32(1),
+        "half": np.float32(0.5),
+        "gamma": (4,),
+        "w": (4, 3),
+    }
+    model = build(
+        f"g (float[2,4] x) => (float[2,3] y) {{ {nodes} }}",
+        **{k: v for k, v in constants.items() if re.search(rf"\b{k}\b", nodes)},
+    )
+    assert kernel in declined(check_pass(FuseInputAffine(), model, None))

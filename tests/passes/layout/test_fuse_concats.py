@@ -161,6 +161,94 @@ def test_declines(declined: Callable[[Any], str], nodes: str, reason: str) -> No
     assert reason in declined(check_pass(FuseConcats(), text, None))
 
 
+@pytest.mark.parametrize(
+    ("kind", "start", "end", "axis", "left"),
+    [
+        ("N,2", 0, 2, 1, "a"),
+        ("N,2", 2, 5, 1, "b"),
+        ("N,2", 2, 5, -1, "b"),
+        ("N,2", 5, 2**63 - 1, 1, "a"),
+        ("N,2", -2, 2**63 - 1, 1, "a"),
+        ("N,2", -5, -2, 1, "b"),
+    ],
+)
+def test_slice_of_concat(
+    rewrite: Rewrite, kind: str, start: int, end: int, axis: int, left: str
+) -> None:
+    model = rewrite(
+        FuseConcats(),
+        f"""
+        g (float[{kind}] a, float[N,3] b) => (float[] y)
+        <int64[1] start = {{{start}}}, int64[1] end = {{{end}}}, int64[1] axis = {{{axis}}}>
+        {{ p = Concat<axis=1>(a, b, a) q = Slice(p, start, end, axis) y = Relu(q) }}
+        """,
+    )
+    (relu,) = model.graph
+    assert relu.inputs[0] is not None
+    assert relu.inputs[0].name == left
+
+
+def test_slices_that_undo_a_concat_of_unknown_size() -> None:
+    check_pass(
+        FuseConcats(),
+        """
+        <ir_version: 4, opset_import: ["": 9]>
+        g (float[N,2] a, float[N,M] b) => (float[N,2] y, float[N,M] z)
+        {
+          p = Concat<axis=1>(a, b)
+          q = Slice<axes=[1], starts=[0], ends=[2]>(p)
+          r = Slice<axes=[1], starts=[2], ends=[9223372036854775807]>(p)
+          y = Relu(q)
+          z = Neg(r)
+        }
+        """,
+        """
+        graph(%a: float[N,2], %b: float[N,M]) {
+          %y = Relu(%a)
+          %z = Neg(%b)
+          return %y, %z
+        }
+        """,
+    )
+
+
+SLICE = "y = Slice(p, start, end, axes)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "numbers", "reason"),
+    [
+        (f"p = Concat<axis=1>(a, b) {SLICE}", ([0], [3], [1]), "just one"),
+        (f"p = Concat<axis=1>(a, b) {SLICE}", ([1], [2], [1]), "just one"),
+        (f"p = Concat<axis=1>(a, b) {SLICE}", ([0], [5], [1]), "just one"),
+        (f"p = Concat<axis=1>(c, a) {SLICE}", ([0], [2], [1]), "just one"),
+        (f"p = Concat<axis=1>(c, a) {SLICE}", ([-2], [2**63 - 1], [1]), "unknown size"),
+        (f"p = Concat<axis=1>(a, b) {SLICE}", ([0], [2], [0]), "not slice along"),
+        (f"p = Concat<axis=1>(a, b) {SLICE}", ([0, 0], [1, 2], [0, 1]), "not only"),
+        (
+            "p = Concat<axis=1>(a, b) y = Slice(p, start, end, axes, end)",
+            ([0], [2], [1]),
+            "in steps",
+        ),
+        ("p = Concat<axis=1>(a, b) y = Slice(p, given, end, axes)", ([0], [2], [1]), "not slice"),
+    ],
+)
+def test_slices_of_more_or_less(
+    declined: Callable[[Any], str], nodes: str, numbers: tuple[list[int], ...], reason: str
+) -> None:
+    constants = ", ".join(
+        f"int64[{len(n)}] {name} = {{{','.join(map(str, n))}}}"
+        for name, n in zip(("start", "end", "axes"), numbers, strict=True)
+    )
+    text = f"""
+        {HEAD}
+        g (float[2,2] a, float[2,3] b, float[2,C] c, int64[1] given) => (float[] y)
+        <{constants}>
+        {{ {nodes} }}
+        """
+    assert reason in declined(check_pass(FuseConcats(), text, None))
+
+
 def test_concat_that_is_a_graph_output() -> None:
     text = f"""
         {HEAD}
