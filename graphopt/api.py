@@ -122,7 +122,7 @@ def save(
     Args:
         model: Model to write.
         path: Destination; it may be the file the model came from.
-        external_data: Put weights into a file beside it. None: only above 2 GB.
+        external_data: Put weights into a file beside it. None: where the source did, and above 2 GB.
 
     Returns:
         The files written, the model first.

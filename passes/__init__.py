@@ -10,14 +10,17 @@ from graphopt.passes.cleanup import (
     EliminateIdentity,
     EliminateNoop,
     EliminateRealNoop,
+    EliminateSequences,
     FreezeInputs,
     RemoveUnusedOpsets,
 )
+from graphopt.passes.external import Onnxsim
 from graphopt.passes.fold import FoldBranches, FoldConstants, FoldShapes, InferShapes
 from graphopt.passes.fusion import (
     FuseAffine,
     FuseBatchNorm,
     FuseClips,
+    FuseConstantChains,
     FuseGemm,
     FuseInputAffine,
     FusePad,
@@ -37,6 +40,7 @@ PASSES = (
     EliminateIdentity,
     EliminateNoop,
     EliminateRealNoop,
+    EliminateSequences,
     EliminateCommonSubexpressions,
     DeduplicateInitializers,
     RemoveUnusedOpsets,
@@ -53,9 +57,11 @@ PASSES = (
     FuseBatchNorm,
     FuseAffine,
     FuseInputAffine,
+    FuseConstantChains,
     FusePad,
     FuseGemm,
     FuseClips,
+    Onnxsim,
 )
 
 PIPELINES = {
@@ -68,15 +74,15 @@ PIPELINES = {
     # What can be computed now; a folded branch or shape lets the next round fold more.
     "fold": (
         "fixpoint{max=4}(fold-shapes,fold-constants,fold-branches,infer-shapes,eliminate-identity,"
-        "eliminate-noop,fuse-transposes,fuse-reshapes,fuse-casts,fuse-concats,fuse-slices)"
+        "eliminate-noop,eliminate-sequences,fuse-transposes,fuse-reshapes,fuse-casts,fuse-concats,fuse-slices)"
     ),
     # The same bits.
     "O1": "eliminate-dead,fold,cleanup",
     # The same function of real numbers.
     "O2": (
         "O1,fixpoint{max=4}(eliminate-real-noop,fuse-pad,fuse-batch-norm,fuse-affine,"
-        "fuse-input-affine,fuse-gemm,fuse-clips),cleanup"
+        "fuse-input-affine,fuse-constant-chains,fuse-gemm,fuse-clips),cleanup"
     ),
     # All there is, whatever time it takes.
-    "O3": "O2,fixpoint{max=3}(O1,O2)",
+    "O3": "O2,onnxsim,fixpoint{max=3}(O1,O2)",
 }

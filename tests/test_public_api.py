@@ -227,9 +227,7 @@ def test_verify_uses_as_much_data_as_asked(model: ir.Model, wrong: ir.Model) -> 
 
 def test_verify_refuses_what_cannot_be_compared(model: ir.Model) -> None:
     renamed = ir.parse_text(MODEL.replace("float[N,3] y", "float[N,3] z").replace("y =", "z ="))
-    with pytest.raises(
-        graphopt.VerificationError, match="only the first has 'y'"
-    ):
+    with pytest.raises(graphopt.VerificationError, match="only the first has 'y'"):
         graphopt.verify(model, renamed)
     many = ir.parse_text(
         '<ir_version: 8, opset_import: ["" : 17]>\n'

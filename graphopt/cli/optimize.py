@@ -59,7 +59,7 @@ __all__ = ["command", "optimize"]
 @click.option("--allow-growth", is_flag=True, default=None, help="Let the file become larger.")
 @click.option(
     "--external-data/--inline", default=None,
-    help="Weights in a file of their own, or in the model; by default only above 2 GB.",
+    help="Weights in a file of their own, or in the model; by default as in MODEL, and above 2 GB.",
 )  # fmt: skip
 @seed_option
 @click.option("--dump", type=click.Path(), metavar="DIR", help="Write the model after each change.")

@@ -164,7 +164,7 @@ def map_raw(tensors: Iterable[onnx.TensorProto], directory: Path) -> list[Mapped
                 path=path,
                 offset=offset,
                 length=length,
-            )  # fmt: skip
+            )
         )
     return found
 

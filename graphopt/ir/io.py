@@ -187,7 +187,10 @@ def _represent(
 
 
 def _from_ir(source: Model) -> Model:
-    model = source.clone()
+    try:
+        model = source.clone()
+    except RuntimeError:  # it cannot clone a graph whose nodes are out of order
+        return _from_proto(_ir.to_proto(source), None, "model")
     map_external_data(model)
     try:
         inline_model(model)

@@ -173,7 +173,7 @@ def _is_sorted(model: Model) -> bool:
                     if outer is None:
                         return True  # the verifier names values that are out of scope
                     user = outer
-                target = order if producer.graph is graph else position[producer.graph]  # type: ignore[index]
+                target = order if producer.graph is graph else position[producer.graph]
                 if target[producer] >= target[user]:
                     return False
     return True

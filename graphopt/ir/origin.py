@@ -117,7 +117,7 @@ def _identity(model: Model) -> list[Any]:
         for value in graph.initializers.values():
             parts += (value.const_value, value.name)
         for node in graph:
-            parts += (node, node.op_type, node.inputs)
+            parts += (node, node.domain, node.op_type, node.inputs)
             parts += [v.name for v in node.outputs]
             if node.attributes:
                 parts += node.attributes.values()

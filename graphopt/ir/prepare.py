@@ -204,7 +204,7 @@ def _declared(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 def has_map(proto: onnx.TypeProto) -> bool:
     """Whether a type is a map or a container of maps, which onnx_ir cannot read."""
-    kind = proto.WhichOneof("value")
+    kind: str | None = proto.WhichOneof("value")
     if kind == "sequence_type":
         return has_map(proto.sequence_type.elem_type)
     if kind == "optional_type":

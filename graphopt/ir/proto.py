@@ -191,8 +191,8 @@ def _restore_formal(graph: onnx.GraphProto, formal: dict[str, str]) -> None:
     taken.update(t.name for g in inside for t in g.initializer)
     names = {new: old for new, old in names.items() if old not in taken}
     for g in inside:
-        for named in (*g.input, *g.output, *g.value_info, *g.initializer):
-            named.name = names.get(named.name, named.name)
+        for info in (*g.input, *g.output, *g.value_info):
+            info.name = names.get(info.name, info.name)
         for node in g.node:
             for field in (node.input, node.output):
                 field[:] = [names.get(name, name) for name in field]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import mmap
 import os
+import re
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from onnx_ir import DataType, Model, TensorProtocol, Value
 
 from graphopt.errors import ExportError
 from graphopt.ir.external import MappedTensor
+from graphopt.ir.graph import all_graphs
 from graphopt.ir.origin import opaque, origin, verbatim
 from graphopt.ir.prepare import referring
 from graphopt.ir.proto import PROTOBUF_LIMIT, nbytes, to_proto
@@ -37,9 +40,9 @@ def save(
     Args:
         model: Model to write.
         path: Destination. It may be the file the model was loaded from.
-        external_data: Put weights into a file of their own beside ``path``; None does so only above
-            the 2 GB that a protobuf can hold. A data file that some other model may refer to is
-            never overwritten: a free name is taken instead.
+        external_data: Put weights into a file of their own beside ``path``; None does so where the
+            source did, and above the 2 GB that a protobuf can hold. A data file that some other
+            model may refer to is never overwritten: a free name is taken instead.
 
     Returns:
         The files written, the model first.
@@ -49,7 +52,7 @@ def save(
     """
     size = nbytes(model)
     if external_data is None:
-        external_data = size > PROTOBUF_LIMIT - (1 << 24)
+        external_data = size > PROTOBUF_LIMIT - (1 << 24) or bool(_mapped_files(model))
     if not external_data and size > PROTOBUF_LIMIT:
         raise ExportError(f"{size} bytes do not fit into one file: save with external data")
     try:
@@ -91,7 +94,7 @@ def _save_external(model: Model, target: Path) -> list[Path]:
         chunks.append(tensor)
         return True
 
-    return _commit(target, data, to_proto(model, external=place), chunks)
+    return _commit(target, data, to_proto(model, external=place), chunks, _mapped_files(model))
 
 
 def _save_opaque(model: Model, target: Path) -> list[Path]:
@@ -108,7 +111,7 @@ def _save_opaque(model: Model, target: Path) -> list[Path]:
         start = _aligned(end)
         end = start + mapped.nbytes
         _refer(tensor, data.name, start, mapped.nbytes)
-    return _commit(target, data, proto, source.external)
+    return _commit(target, data, proto, source.external, _mapped_files(model))
 
 
 def _serialize(proto: onnx.ModelProto) -> bytes:
@@ -119,22 +122,28 @@ def _serialize(proto: onnx.ModelProto) -> bytes:
 
 
 def _commit(
-    target: Path, data: Path, proto: onnx.ModelProto, tensors: Sequence[TensorProtocol]
+    target: Path,
+    data: Path,
+    proto: onnx.ModelProto,
+    tensors: Sequence[TensorProtocol],
+    sources: set[Path],
 ) -> list[Path]:
     """Data first, under a name nothing refers to; then the model, which is the switch."""
     if not tensors:
         atomic_write(target, _serialize(proto))
         return [target]
-    previous = _own_data_of(target)
-    with _replacing(data) as file:
-        _write_tensors(file, tensors)
+    written = _serialize(proto)
     try:
-        atomic_write(target, _serialize(proto))
+        with _replacing(target) as file:
+            file.write(written)
+            file.flush()
+            os.fsync(file.fileno())
+            with _replacing(data) as weights:
+                _write_tensors(weights, tensors)
     except BaseException:
         data.unlink(missing_ok=True)
         raise
-    if previous is not None and previous != data:
-        previous.unlink(missing_ok=True)
+    _remove_unreferenced(target, sources | {data})
     return [target, data]
 
 
@@ -186,26 +195,37 @@ def _data_path(target: Path) -> Path:
             return free
 
 
-def _own_data_of(target: Path) -> Path | None:
-    """The data file of the graphopt model about to be replaced, if nothing else can need it.
+def _mapped_files(model: Model) -> set[Path]:
+    """Data files that the model's weights are mapped from."""
+    values = (v.const_value for g in all_graphs(model) for v in g.initializers.values())
+    tensors = (*values, *origin(model).external)
+    return {Path(os.path.realpath(t.path)) for t in tensors if isinstance(t, MappedTensor)}
 
-    That is a file with the name a save of this very target picked on a later run. The first one,
-    ``NAME.data``, is every tool's choice, so it may be somebody's source and stays.
+
+def _remove_unreferenced(target: Path, keep: set[Path]) -> None:
+    """Remove data files of earlier saves to ``target`` that no file beside them names.
+
+    Only names that :func:`_data_path` made up count: ``NAME.data`` is every tool's choice, so it
+    may be somebody's source. A copy of the old model, whatever it is called, keeps its data.
     """
-    if not any(target.parent.glob(f"{glob.escape(target.name)}.*.data")):
-        return None
-    try:
-        proto = onnx.ModelProto.FromString(target.read_bytes())
-    except (OSError, google.protobuf.message.DecodeError):
-        return None
-    locations = {e.value for t in referring(proto) for e in t.external_data if e.key == "location"}
-    if len(locations) != 1:
-        return None
-    (name,) = locations
-    stem, tail = target.name + ".", ".data"
-    middle = name[len(stem) : -len(tail)]
-    own = name.startswith(stem) and name.endswith(tail) and len(middle) == 8
-    return target.with_name(name) if own and all(c in "0123456789abcdef" for c in middle) else None
+    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}\.data")
+    for data in target.parent.iterdir():
+        if pattern.fullmatch(data.name) and data not in keep and not _is_named(data):
+            data.unlink(missing_ok=True)
+
+
+def _is_named(data: Path) -> bool:
+    name = data.name.encode()
+    for file in data.parent.iterdir():
+        if file.suffix in (".data", _SUFFIX) or not file.is_file() or not file.stat().st_size:
+            continue
+        try:
+            with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content.find(name) >= 0:
+                    return True
+        except OSError:
+            return True  # what cannot be read may name it
+    return False
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -48,12 +48,7 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
     if rows:
         console.print()
         console.print(_passes(rows))
-    named = {each.name for each in rows}
-    idle = dict.fromkeys(each.name for each in report.passes if each.name not in named)
-    if idle:
-        console.print()
-        print_line(console, f"nothing to do for: {', '.join(idle)}")
-    _declined(report, console, verbose=verbose)
+    _aside(report, console, rows, verbose=verbose)
     asides = [each for each in report.passes if each.reason and each.status != "reverted"]
     print_list(console, "not run", dict.fromkeys(f"{r.text}: {r.reason}" for r in asides))
     remarks = [*report.remarks]
@@ -148,19 +143,26 @@ def _step(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
 
 
-def _declined(report: Report, console: Console, *, verbose: bool) -> None:
-    """Print which rewrites were possible and not done."""
+def _aside(report: Report, console: Console, rows: list[PassRecord], *, verbose: bool) -> None:
+    """Count the passes without a row and the rewrites that were declined, or list the latter."""
     declined: Counter[str] = Counter()
     for record in report.passes:
         declined.update(record.declined)
     if verbose:
-        found = (f"{count} x {why}" for why, count in declined.most_common())
-        print_list(console, "declined", found)
-    elif declined:
-        reasons = _count(len(declined), "reason")
-        rewrites = _count(declined.total(), "rewrite")
+        print_list(console, "declined", (f"{n} x {why}" for why, n in declined.most_common()))
+        return
+    named = {each.name for each in rows}
+    idle = {each.name for each in report.passes} - named
+    other = "other " if named else ""
+    found = []
+    if idle:
+        found.append(f"{_count(len(idle), f'{other}pass', f'{other}passes')} had nothing to do")
+    if declined:
+        rewrites, reasons = _count(declined.total(), "rewrite"), _count(len(declined), "reason")
+        found.append(f"{rewrites} declined for {reasons}")
+    if found:
         console.print()
-        print_line(console, f"declined: {rewrites} for {reasons}, which --verbose lists")
+        print_line(console, f"{', '.join(found)} (--verbose lists them)")
 
 
 def _oracle(facts: Mapping[str, Any]) -> str:

@@ -388,19 +388,20 @@ class _Attempt:
         record.status = "ok"
         self.size, self.costs = record.after, found.nodes
         self.effective.append(each)
-        self.gains[ordinal] = gain
+        self.gains[ordinal] = max(gain, 0.0) if ctx.inferred else gain
 
     def gate(self, each: Pass, ordinal: int, record: PassRecord, gain: float) -> None:
         manager = self.manager
         if manager.objective is None or each.exactness is Exactness.LOSSY:
             return
         before, after = record.before, record.after
-        if manager.objective == "cost":
+        if manager.objective == "cost" and not self.ctx.inferred:
             if gain < -1e-9 * before.cost:
                 rise = f"estimated cost would rise by {-gain * 1e6:.3g} us per inference"
                 self.undo(ordinal, rise, record)
         else:
-            key = manager.objective
+            # Sizes that have just become known raise the estimate, not the time the model takes.
+            key = "nodes" if manager.objective == "cost" else manager.objective
             old, new = getattr(before, key), getattr(after, key)
             if new > old + (_SLACK_BYTES if key == "bytes" else 0):
                 self.undo(ordinal, f"{key} would rise from {old:,} to {new:,}", record)

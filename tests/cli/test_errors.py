@@ -120,7 +120,7 @@ def test_data_that_does_not_fit(
 ) -> None:
     data = tmp_path / "data.npz"
     made = {k: np.zeros(v, np.float32) if isinstance(v, tuple) else v for k, v in arrays.items()}
-    np.savez(data, allow_pickle=True, **made)
+    np.savez(data, **made)
     rest = {"optimize": ["-o", tmp_path / "out.onnx"], "verify": [resnet], "bench": [resnet]}
     done = run(verb, resnet, *rest.get(verb, []), "--data", data)
     one_error(done, 2, message)

@@ -580,9 +580,9 @@ def test_an_operator_without_a_kernel_is_dropped_by_name(sessions: list[int]) ->
         node("Sin", "b", "c"),
         node("Cos", "b", "d"),
         node("Cast", "c", "e", to=1),
-        node("Exp", "a", "a_result_with_a_long_name"),
+        node("Exp", "a", "f", name="exponential_of_a"),
         node("Add", "x e", "z"),
-        node("Add", "z a_result_with_a_long_name", "w"),
+        node("Add", "z f", "w"),
         node("Cast", "d", "g", to=1),
         node("Add", "w g", "y"),
     ]

@@ -137,6 +137,129 @@ def test_unless_the_user_says_that_none_is_empty() -> None:
     )
 
 
+def test_or_the_model_infers_a_size_beside_it_anyway() -> None:
+    # The first Reshape fails where N is 0, so the second one may, too.
+    check_pass(
+        FoldShapes(),
+        HEAD
+        + """
+        g (float[N,3,H,W] x) => (float[N,3,P] y, float[N,Q] z) <int64[2] flat = {0, -1}> {
+          z = Reshape(x, flat)
+          nc = Shape<end = 2>(x)
+          hw = Shape<start = 2>(x)
+          p = ReduceProd(hw)
+          t = Concat<axis = 0>(nc, p)
+          y = Reshape(x, t)
+        }""",
+        """
+        graph(%x: float[N,3,H,W]) {
+          const %flat: int64[2] = [0, -1]
+          const %t.1: int64[3] = [0, 3, -1]
+          %z = Reshape(%x, %flat)
+          %y = Reshape(%x, %t.1)
+          return %y, %z
+        }""",
+    )
+
+
+def test_but_not_if_that_may_not_run() -> None:
+    text = """
+        g (float[N,3,H,W] x, bool c) => (float[N,3,P] y, float[A,B] z) {
+          z = If (c) <
+            then_branch = a () => (float[N,Q] f) <int64[2] flat = {0, -1}> { f = Reshape(x, flat) },
+            else_branch = b () => (float[A,B] o) <float[1,1] o = {1}> {}
+          >
+          nc = Shape<end = 2>(x)
+          hw = Shape<start = 2>(x)
+          p = ReduceProd(hw)
+          t = Concat<axis = 0>(nc, p)
+          y = Reshape(x, t)
+        }"""
+    data = [{**empty(0, 3, 2, 2), "c": np.bool_(False)}]
+    check_pass(FoldShapes(), HEAD + text, None, data=data)
+
+
+def test_ones_are_inserted() -> None:
+    check_pass(
+        FoldShapes(),
+        HEAD
+        + """
+        g (float[N,3,4] x) => (float[1,N,1,3,4] y) <int64[1] one = {1}> {
+          n = Shape<end = 1>(x)
+          c = Shape<start = 1>(x)
+          t = Concat<axis = 0>(one, n, one, c)
+          y = Reshape<allowzero = 1>(x, t)
+        }""",
+        """
+        graph(%x: float[N,3,4]) {
+          const %t.1: int64[5] = [1, -1, 1, 3, 4]
+          %y = Reshape(%x, %t.1) {allowzero=1}
+          return %y
+        }""",
+        data=[empty(0, 3, 4)],
+    )
+    check_pass(
+        FoldShapes(),
+        HEAD
+        + """
+        g (float[N,L,4] x) => (float[1,N,1,L,4] y) <int64[1] one = {1}, int64 axis = {1}> {
+          n = Shape<end = 1>(x)
+          c = Shape<start = 1>(x)
+          t = Concat<axis = 0>(one, n, one, c)
+          y = Reshape<allowzero = 1>(x, t)
+        }""",
+        """
+        graph(%x: float[N,L,4]) {
+          const %axes: int64[2] = [0, 2]
+          %y = Unsqueeze(%x, %axes)
+          return %y
+        }""",
+        data=[empty(0, 3, 4), empty(2, 0, 4)],
+    )
+
+
+def test_ones_are_removed() -> None:
+    check_pass(
+        FoldShapes(nonempty=True),
+        OPSET_9
+        + """
+        g (float[1,N,1,L,4] x) => (float[N,L,4] z) <int64[3] picks = {1, 3, 4}> {
+          s = Shape(x)
+          t = Gather(s, picks)
+          z = Reshape(x, t)
+        }""",
+        """
+        graph(%x: float[1,N,1,L,4]) {
+          %z = Squeeze(%x) {axes=[0, 2]}
+          return %z
+        }""",
+    )
+
+
+def test_ones_between_sizes_that_may_both_be_empty() -> None:
+    # With a, b = 0 and no allowzero a 0 in the target copies another size of the data.
+    text = """
+        g (float[A,B,4] x) => (float[1,A,B,4] y) <int64[1] one = {1}> {
+          s = Shape(x)
+          t = Concat<axis = 0>(one, s)
+          y = Reshape(x, t)
+        }"""
+    result = check_pass(FoldShapes(), HEAD + text, None)
+    assert result.report.passes[0].declined == {
+        "fix-reshape: more than one size of the target is unknown": 1
+    }
+    check_pass(
+        FoldShapes(nonempty=True),
+        HEAD + text,
+        """
+        graph(%x: float[A,B,4]) {
+          const %axes: int64[1] = [0]
+          %y = Unsqueeze(%x, %axes)
+          return %y
+        }""",
+    )
+
+
 def test_allowzero_goes_where_sizes_are_copied() -> None:
     check_pass(
         FoldShapes(),
@@ -353,6 +476,39 @@ def test_symbols_that_inference_makes_up_are_traced_back() -> None:
           %r = Range(%zero, %l, %one)
           %f = Cast(%r) {to=1}
           %a = Add(%x, %f)
+          %y = Reshape(%a, %t.1)
+          return %y
+        }""",
+    )
+
+
+def test_slices_keep_the_sizes_they_do_not_cut() -> None:
+    # x[:, :L, 0:2**31-1] of a constant that is long enough, as for a mask or for positions.
+    check_pass(
+        FoldShapes(),
+        HEAD
+        + """
+        g (float[N,L] x) => (float[N,L,1] y)
+        <float[1,8] table = {1, 2, 3, 4, 5, 6, 7, 8}, int64[2] zeros = {0, 0},
+         int64[1] end = {2147483647}, int64[1] unit = {1}> {
+          s = Shape(x)
+          l = Shape<start = 1>(x)
+          ends = Concat<axis = 0>(end, l)
+          p = Slice(table, zeros, ends)
+          a = Add(x, p)
+          t = Concat<axis = 0>(s, unit)
+          y = Reshape(a, t)
+        }""",
+        """
+        graph(%x: float[N,L]) {
+          const %end: int64[1] = [2147483647]
+          const %t.1: int64[3] = [0, 0, 1]
+          const %table: float[1,8]
+          const %zeros: int64[2] = [0, 0]
+          %l = Shape(%x) {start=1}
+          %ends = Concat(%end, %l) {axis=0}
+          %p = Slice(%table, %zeros, %ends)
+          %a = Add(%x, %p)
           %y = Reshape(%a, %t.1)
           return %y
         }""",
