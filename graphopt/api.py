@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
 from graphopt.errors import (
-    ExportError,
     RuntimeUnavailable,
     SessionError,
     TargetError,
@@ -122,7 +121,7 @@ def save(
     Args:
         model: Model to write.
         path: Destination; it may be the file the model came from.
-        external_data: Put weights into a file beside it. None: where the source did, and above 2 GB.
+        external_data: Put weights into a file beside it. None: as the source did, and above 2 GB.
 
     Returns:
         The files written, the model first.
@@ -130,8 +129,6 @@ def save(
     Raises:
         ExportError: The destination cannot be written.
     """
-    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
-        raise ExportError(f"{os.fspath(path)} cannot be written: it is not a regular file")
     return ir.save(model, path, external_data=external_data)
 
 

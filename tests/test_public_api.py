@@ -275,6 +275,6 @@ def test_save(model: ir.Model, tmp_path: Path) -> None:
 def test_save_never_replaces_a_device_or_a_pipe(model: ir.Model, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(graphopt.ExportError, match="it is not a regular file"):
+    with pytest.raises(graphopt.ExportError, match="is not a regular file"):
         graphopt.save(model, pipe)
     assert pipe.is_fifo()

@@ -89,6 +89,7 @@ def clone(model: Model) -> Model:
         return _opaque(source.proto, source.opaque, source.external)
     with gc_paused():
         copy = model.clone()
+        _own_types(copy)
         copy.meta.update(model.meta)
         fresh = dataclasses.replace(
             source,
@@ -105,6 +106,16 @@ def clone(model: Model) -> Model:
         if source.seal is not None and verbatim(model) is not None:
             seal(copy)
     return copy
+
+
+def _own_types(copy: Model) -> None:
+    # onnx_ir's clone shares the types, and setting the dtype of a value changes its type in place.
+    for graph in all_graphs(copy):
+        made = (v for node in graph for v in node.outputs)
+        for value in (*graph.inputs, *graph.initializers.values(), *made):
+            kind = value.type
+            if isinstance(kind, _ir.TensorType):
+                value.type = _ir.TensorType(kind.dtype, denotation=kind.denotation)
 
 
 def _read(path: Path) -> bytes:
@@ -191,6 +202,7 @@ def _from_ir(source: Model) -> Model:
         model = source.clone()
     except RuntimeError:  # it cannot clone a graph whose nodes are out of order
         return _from_proto(_ir.to_proto(source), None, "model")
+    _own_types(model)
     map_external_data(model)
     try:
         inline_model(model)

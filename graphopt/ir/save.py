@@ -217,7 +217,9 @@ def _remove_unreferenced(target: Path, keep: set[Path]) -> None:
 def _is_named(data: Path) -> bool:
     name = data.name.encode()
     for file in data.parent.iterdir():
-        if file.suffix in (".data", _SUFFIX) or not file.is_file() or not file.stat().st_size:
+        if file.suffix in (".data", _SUFFIX) or not file.is_file():
+            continue
+        if not 0 < file.stat().st_size <= PROTOBUF_LIMIT:  # a model is no larger
             continue
         try:
             with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -78,6 +78,7 @@ class PassRecord:
         before: Size of the model before it.
         after: Size of the model after it; equal to ``before`` if it was reverted.
         rewrites: How often each rule was applied.
+        erased: Nodes removed because nothing used them any more.
         declined: How often a rule declined, by ``rule: reason``.
         remarks: What the pass had to say.
         error: Measured difference of the outputs from the original's, if the oracle ran.
@@ -93,6 +94,7 @@ class PassRecord:
     before: Size = dataclasses.field(default_factory=Size)
     after: Size = dataclasses.field(default_factory=Size)
     rewrites: dict[str, int] = dataclasses.field(default_factory=dict)
+    erased: int = 0
     declined: dict[str, int] = dataclasses.field(default_factory=dict)
     remarks: list[str] = dataclasses.field(default_factory=list)
     error: dict[str, Any] | None = None
@@ -125,6 +127,7 @@ class PassRecord:
             before=Size.from_json(data["before"]),
             after=Size.from_json(data["after"]),
             rewrites=dict(data["rewrites"]),
+            erased=data["erased"],
             declined=dict(data["declined"]),
             remarks=list(data["remarks"]),
             error=data["error"],

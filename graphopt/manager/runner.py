@@ -366,8 +366,7 @@ class _Attempt:
         record.remarks = list(ctx.remarks)
         record.declined = dict(ctx.stats.declined)
         record.rewrites = dict(ctx.stats.applied)
-        if ctx.stats.erased:
-            record.rewrites["dead nodes removed"] = ctx.stats.erased
+        record.erased = ctx.stats.erased
         if not changed:
             if ctx.inferred:
                 ctx.invalidate()

@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 Results = Sequence["Array | None"]
 
 _MAX_SIZE = 4096
+_INT32_MAX = 2**31 - 1
 _NOTHING: Results = ()
 
 
@@ -129,7 +130,11 @@ def _slice(values: Values, node: ir.Node) -> Results:
     for axis, start, end, step in zip(axes or range(len(starts)), starts, ends, steps, strict=True):
         if step == 0 or not -data.ndim <= axis < data.ndim:
             return _NOTHING
-        picked[axis] = slice(start, end, step)
+        if step < 0 and end >= _INT32_MAX:
+            return _NOTHING  # ONNX Runtime takes it for "to the front", which Python does not
+        # Going backwards, a start before the first element is the first element.
+        first = -data.shape[axis] if step < 0 else start
+        picked[axis] = slice(max(start, first), end, step)
     return (data[tuple(picked)],)
 
 

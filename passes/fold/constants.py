@@ -40,7 +40,8 @@ class FoldConstants(Pass):
 
     Declines when: a result is larger than what computes it; an operator is random, unknown, or one
         that onnxruntime refuses; the result is no tensor; integers would be divided by zero; an
-        input of the model has a default value, since a caller may feed another.
+        input of the model has a default value, since a caller may feed another; a float16 result
+        would be rounded, which onnxruntime leaves out where another operator follows.
 
     References: https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html
     """

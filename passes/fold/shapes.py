@@ -116,7 +116,7 @@ class _Folder:
         if node is None or not self.is_number(value) or ir.const(value) is not None:
             return
         if value.is_graph_output():
-            if node.op_type in ("Shape", "Size"):
+            if node.op_type in ("Identity", "Shape", "Size"):
                 return  # a Constant node in its place would be no gain
         elif all(self.is_folded(use.node) for use in value.uses()):
             return
@@ -137,6 +137,8 @@ class _Folder:
 
     def is_folded(self, node: ir.Node) -> bool:
         """Whether a node goes, since all it computes is known."""
+        if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+            return False  # it gives a constant the name of an output
         return all(self.is_number(v) or not is_used(v) for v in node.outputs)
 
     def shared(self, data: np.ndarray[Any, Any], name: str) -> ir.Value:

@@ -127,7 +127,7 @@ class Linear:
         return values * float(ir.attr(self.node, "beta", 1.0)) if self.slot == 2 else values
 
     def rebias(self, added: Array, freed: tuple[ir.Value, ...]) -> Array | None:
-        """A bias in the operator's type and shape, or None where it has none and needs none.
+        """A bias in the operator's type and shape, or None where what is there will do.
 
         Args:
             added: Float64 of shape [1] or [channels].
@@ -143,6 +143,8 @@ class Linear:
         if self.node.op_type in ("Conv", "ConvTranspose"):
             added = np.broadcast_to(added, (self.channels,))
         bias = round_to(added, self.data.dtype, "the bias")
+        if np.array_equal(self.added(), added) and "beta" not in self.node.attributes:
+            return None
         if bias.nbytes > _NODE_BYTES:
             old = (*freed, self.bias) if self.bias is not None else freed
             gone = sum(_nbytes(v) for v in dict.fromkeys(old) if only_use(v))

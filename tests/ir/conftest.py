@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,3 +100,29 @@ def passes_through() -> Callable[[onnx.ModelProto, str], ir.Model]:
         return model
 
     return check
+
+
+@pytest.fixture
+def unprivileged() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Context in which file permissions count even where the tests run as root."""
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return context
+
+
+@pytest.fixture
+def shared_path() -> Iterator[Path]:
+    """A folder that other users may enter, unlike ``tmp_path``."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)

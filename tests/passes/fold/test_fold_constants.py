@@ -549,6 +549,21 @@ def test_results_of_types_that_numpy_lacks(kind: str) -> None:
     assert tensor.numpy().astype(np.float32).tolist() == [1, 2, 3, 4, 5, 6, 7, -8]
 
 
+@pytest.mark.parametrize(("number", "stored"), [(0.25, True), (0.1, False)])
+def test_half_precision(number: float, stored: bool, sessions: list[int]) -> None:
+    # Mul takes the square root in 32 bits, whatever type the model says it has.
+    text = f"""
+        g (float16[N] x) => (float16[N] y) <float[1] a = {{{number}}}> {{
+          b = Cast<to = 10>(a)
+          c = Sqrt(b)
+          y = Mul(x, c)
+        }}"""
+    result = PassManager(FoldConstants(), on_mismatch="raise").run(ir.parse_text(HEAD + text))
+    assert (result.report.after.nodes == 1) is stored
+    assert_equivalent(ir.parse_text(HEAD + text), result.model, Exactness.BITWISE)
+    assert len(sessions) <= 4
+
+
 def test_one_bad_node_does_not_lose_the_others(sessions: list[int]) -> None:
     # No kernel: Sin of float8 has none. No name in the message: a Reshape that does not fit.
     model = ir.parse_text(
