@@ -37,6 +37,7 @@ from graphopt.ir.graph import (
     rank,
     static_shape,
     subgraphs,
+    use_count,
 )
 from graphopt.ir.io import clone, load, parse_text
 from graphopt.ir.network import to_networkx
@@ -95,5 +96,6 @@ __all__ = [
     "to_bytes",
     "to_networkx",
     "to_proto",
+    "use_count",
     "verify",
 ]

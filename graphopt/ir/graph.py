@@ -29,6 +29,7 @@ __all__ = [
     "rank",
     "static_shape",
     "subgraphs",
+    "use_count",
 ]
 
 _SOURCES = frozenset({
@@ -160,6 +161,11 @@ def attr(node: Node, name: str, default: Any = None) -> Any:
         return tuple(value) if isinstance(value, (list, tuple)) else value
     found = _schema.default(node.domain, node.op_type, opset(node, node.domain), name)
     return default if found is None else found
+
+
+def use_count(value: Value) -> int:
+    """How many inputs of nodes a value is; ``len(value.uses())`` would copy the list each time."""
+    return len(value._uses)
 
 
 def make_attr(name: str, value: Any) -> _ir.Attr:

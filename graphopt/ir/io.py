@@ -11,7 +11,7 @@ from pathlib import Path
 import google.protobuf.message
 import onnx
 import onnx_ir as _ir
-from onnx_ir import Model, TensorProtocol
+from onnx_ir import DataType, Model, TensorProtocol
 
 from graphopt.errors import FrontendError, StructureError
 from graphopt.ir.external import MappedTensor, map_external_data, map_raw
@@ -76,7 +76,7 @@ def parse_text(text: str) -> Model:
     """
     try:
         proto = parse_proto(text)
-    except onnx.parser.ParseError as e:
+    except (onnx.parser.ParseError, google.protobuf.message.DecodeError) as e:
         raise FrontendError(f"text does not parse as ONNX: {e}") from e
     return load(proto)
 
@@ -222,6 +222,7 @@ def _from_ir(source: Model) -> Model:
 def _finish(model: Model, name: str) -> None:
     try:
         normalize(model)
+        _check_weights(model)
         verify(model)
     except StructureError as e:
         raise FrontendError(f"{name} is invalid: {_first_line(e)}") from e
@@ -237,6 +238,16 @@ def _finish(model: Model, name: str) -> None:
             "not constants; the pass freeze-inputs makes them constants"
         )
     infer_shapes(model)
+
+
+def _check_weights(model: Model) -> None:
+    # onnx would not complain about these but crash.
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.dtype is None or value.dtype == DataType.UNDEFINED:
+                raise StructureError(f"%{value.name} has no element type")
+            if value.shape is not None and any(d < 0 for d in value.shape.numpy()):
+                raise StructureError(f"%{value.name} has a negative dimension")
 
 
 def _declare(model: Model, source: Origin, graph: onnx.GraphProto) -> None:

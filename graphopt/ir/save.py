@@ -133,15 +133,18 @@ def _commit(
         atomic_write(target, _serialize(proto))
         return [target]
     written = _serialize(proto)
+    ours = False
     try:
         with _replacing(target) as file:
             file.write(written)
             file.flush()
             os.fsync(file.fileno())
-            with _replacing(data) as weights:
+            with _replacing(data, fresh=True) as weights:
                 _write_tensors(weights, tensors)
+            ours = True
     except BaseException:
-        data.unlink(missing_ok=True)
+        if ours:
+            data.unlink(missing_ok=True)
         raise
     _remove_unreferenced(target, sources | {data})
     return [target, data]
@@ -217,7 +220,8 @@ def _remove_unreferenced(target: Path, keep: set[Path]) -> None:
 def _is_named(data: Path) -> bool:
     name = data.name.encode()
     for file in data.parent.iterdir():
-        if file.suffix in (".data", _SUFFIX) or not file.is_file():
+        # Unfinished models count: they are written before their data gets its name.
+        if file.suffix == ".data" or not file.is_file():
             continue
         if not 0 < file.stat().st_size <= PROTOBUF_LIMIT:  # a model is no larger
             continue
@@ -241,7 +245,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _replacing(path: Path, *, fresh: bool = False) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}{_SUFFIX}")
     try:
         with temporary.open("wb") as file:
@@ -250,11 +254,26 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         if path.exists():
             temporary.chmod(path.stat().st_mode & 0o7777)
-        temporary.replace(path)
+        if fresh:
+            _move_to_free_name(temporary, path)
+        else:
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def _move_to_free_name(file: Path, path: Path) -> None:
+    # Another save to the same place may have taken the name meanwhile: it must not lose its data.
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        file.replace(path)
+    else:
+        file.unlink()
 
 
 def _sync_directory(directory: Path) -> None:

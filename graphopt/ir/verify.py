@@ -97,6 +97,9 @@ def _graph(graph: Graph, visible: set[Value], names: set[str], nodes: set[Node])
     for value in graph.outputs:
         if value not in visible:
             raise StructureError(f"graph output %{value.name} has no definition")
+        maker = value.producer()
+        if maker is not None and maker.graph is not graph:
+            raise StructureError(f"graph output %{value.name} is defined outside of the graph")
     visible.difference_update(local)
 
 

@@ -153,7 +153,9 @@ class _Driver:
             self.rw.replace(old, value)
 
     def decline(self, r: Rule, m: Match) -> None:
-        reason = m.reason or "declined"
+        if m.reason is None:
+            return  # not what the rule is about; a reason would have been given for a near miss
+        reason = m.reason
         key = (r, m.root, reason)
         if key not in self.declined:
             self.declined.add(key)

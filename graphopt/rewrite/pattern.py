@@ -144,11 +144,15 @@ def match(pattern: Op, node: ir.Node) -> Match | None:
     if not _match_node(pattern, node, bound, node.graph):
         return None
     nodes = {n for p, n in bound.items() if isinstance(p, Op)}
+    most = sum(len(n.inputs) for n in nodes)
     for p, n in bound.items():
         if not isinstance(p, Op) or n is node or p.shared:
             continue
         for out in n.outputs:
-            if out.is_graph_output() or any(use.node not in nodes for use in out.uses()):
+            # A value with more uses than the match has inputs is used outside, whoever uses it.
+            if out.is_graph_output() or ir.use_count(out) > most:
+                return None
+            if any(use.node not in nodes for use in out.uses()):
                 return None
     return Match(node, bound)
 

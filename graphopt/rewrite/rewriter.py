@@ -106,7 +106,7 @@ class Rewriter(SubgraphVerbs):
         if isinstance(data, (np.ndarray, np.generic)):
             array = np.asarray(data)
             # ascontiguousarray would turn a scalar into a vector.
-            tensor: ir.TensorProtocol = ir.tensor(
+            tensor: ir.TensorProtocol = ir.Tensor(
                 array if array.flags.c_contiguous else array.copy(order="C"), name=fresh
             )
         else:
@@ -332,6 +332,9 @@ class Rewriter(SubgraphVerbs):
                 producer = value.producer()
                 if producer is not None and producer.graph is not None:
                     self.on_touch(producer)
+                    if ir.use_count(value) == 1:
+                        # Its last user may match now that nobody else stands in the way.
+                        self.on_touch(value.uses()[0].node)
 
     def move_before(self, nodes: Sequence[ir.Node], anchor: ir.Node) -> None:
         """Move nodes, in this order, right before ``anchor`` and into its graph."""
@@ -471,4 +474,6 @@ class Rewriter(SubgraphVerbs):
 
 def is_dead(node: ir.Node) -> bool:
     """Whether nothing uses a node and removing it has no effect."""
-    return all(not v.uses() and not v.is_graph_output() for v in node.outputs) and ir.is_pure(node)
+    return (
+        all(not ir.use_count(v) and not v.is_graph_output() for v in node.outputs)
+    ) and ir.is_pure(node)

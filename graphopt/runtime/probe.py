@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -328,6 +329,9 @@ def _evaluate(formula: str, sizes: Mapping[str, int]) -> int | None:
     return walk(tree)
 
 
+_MOST_ELEMENTS = 100_000_000
+
+
 def _make(
     specs: Sequence[InputSpec], setting: _Setting, turn: int, variant: str, seed: int
 ) -> Feeds:
@@ -338,6 +342,10 @@ def _make(
             d if isinstance(d, int) else sizes[d if d is not None else (spec.name, axis)]
             for axis, d in enumerate(_ranked(spec))
         )
+        if math.prod(dims) > _MOST_ELEMENTS:
+            raise CalibrationError(
+                f"input {spec.name!r} has {math.prod(dims):,} elements, too many to make up: give data"
+            )
         # A generator per input: what one input draws does not move the others.
         rng = np.random.default_rng([seed, turn, zlib.crc32(spec.name.encode())])
         feeds[spec.name] = _value(spec, spec.type, dims, sizes, rng, turn, variant)

@@ -11,6 +11,7 @@ input uses for two of its own dimensions, since exporters write words such as ``
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.passes.fold import _shape_ops
-from graphopt.passes.fold._dims import Dim, Element, divide, multiply
+from graphopt.passes.fold._dims import Dim, Element, compare, divide, multiply
 from graphopt.passes.fold._reads import is_used
 
 __all__ = ["INTEGERS", "LIMIT", "ShapeValues", "broadcast_dims", "product", "sizes"]
@@ -170,8 +171,8 @@ class ShapeValues:
         match node.op_type:
             case "Range":
                 start, limit, delta = (self._scalar(v) for v in node.inputs)
-                if start == 0 and delta == 1 and limit is not None:
-                    found = (limit,) if not isinstance(limit, int) or limit >= 0 else (0,)
+                if start == 0 and delta == 1:
+                    found = (limit,) if compare(operator.ge, limit, 0) else None
             case "Reshape":
                 found = self.reshaped(node)
             case "Expand":
@@ -220,7 +221,8 @@ class ShapeValues:
             else:
                 out[axis] = None
                 name = names[axis]
-                if isinstance(end, Dim) and isinstance(size, int) and size > 0 and name:
+                positive = isinstance(size, int) and size > 0
+                if isinstance(end, Dim) and end.coefficient > 0 and positive and name:
                     self._capped[Dim(1, (str(name),))] = end
         return out
 

@@ -20,13 +20,15 @@ class FoldBranches(Pass):
     """Resolve If and Loop nodes that are decided at compile time, and drop unused results.
 
     What it does: An If whose condition is constant, or is the condition of an If around it,
-        becomes the branch taken. A Loop that runs zero times becomes its initial values. Outputs of
-        If, Loop and Scan that nothing uses go, with whatever computed them in the subgraphs: unused
-        results of branches, scan outputs, loop-carried values that feed nothing but themselves, and
-        scan inputs that the body does not read. A loop-carried value that the body returns
-        unchanged becomes the value from outside.
+        becomes the branch taken. So does an If one of whose branches gives a result of a rank that
+        what follows cannot take, as in ``LSTM(Unsqueeze(If(size == 1) {Squeeze(x)} else {x}))``:
+        that branch would end in an error. A Loop that runs zero times becomes its initial values.
+        Outputs of If, Loop and Scan that nothing uses go, with whatever computed them in the
+        subgraphs: unused results of branches, scan outputs, loop-carried values that feed nothing
+        but themselves, and scan inputs that the body does not read. A loop-carried value that the
+        body returns unchanged becomes the value from outside.
 
-    Exactness: bitwise.
+    Exactness: bitwise, for inputs that the model accepts.
 
     Needs: nothing. It finds more after fold-constants and fold-shapes.
 

@@ -151,6 +151,26 @@ def test_graphs_that_are_invalid(graph: str, reason: str) -> None:
     refused(parser.parse_model(HEAD + graph), "model is invalid: ", reason)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_weights_that_cannot_be(constant: bool) -> None:
+    """onnx.shape_inference aborts the process for some of these."""
+    for dims, kind, reason in (
+        ([-4], TensorProto.FLOAT, "%w has a negative dimension"),
+        ([4], TensorProto.UNDEFINED, "%w has no element type"),
+    ):
+        proto = parser.parse_model(HEAD + "g (float[4] x) => (float[4] y) { y = Add(x, w) }")
+        tensor = TensorProto(name="w", dims=dims, data_type=kind, raw_data=bytes(16))
+        if constant and kind == TensorProto.UNDEFINED:
+            continue  # passes through
+        if constant:
+            node = helper.make_node("Constant", [], ["w"])
+            node.attribute.append(helper.make_attribute("value", tensor))
+            proto.graph.node.insert(0, node)
+        else:
+            proto.graph.initializer.append(tensor)
+        refused(proto, f"model is invalid: {reason}")
+
+
 def test_a_missing_input_that_would_crash_onnx() -> None:
     """onnx.shape_inference dereferences null for a RegexFullMatch without input."""
     node = helper.make_node("RegexFullMatch", [""], ["y"], pattern="a")

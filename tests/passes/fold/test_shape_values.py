@@ -159,3 +159,20 @@ def test_a_size_beside_a_possible_zero_is_not_what_is_left_over() -> None:
     found = dims(text, "r")
     assert found is not None
     assert found[1] != 12
+
+
+def test_negative_ends_and_limits_are_no_sizes() -> None:
+    # x[:-N] + x is fine for any N: what is left of x may be 1 long.
+    text = """
+        g (float[N] x, float[1,8] z) => (float[A,B] y)
+        <int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}, int64[1] start = {0}> {
+          n = Shape(x) m = Neg(n) s = Slice(z, start, m, axis) k = Reshape(m, start)
+          a = Add(x, s) r = Squeeze(m) q = Range(zero, r, one) f = Cast<to = 1>(q) y = Add(x, f)
+        }"""
+    n = Dim(1, ("N",))
+    found = dims(text, "a")
+    assert found is not None
+    assert n not in found
+    found = dims(text, "q")
+    assert found is not None
+    assert found[0] not in (n, Dim(-1, ("N",)))
