@@ -31,6 +31,8 @@ def _section(each: Description) -> str:
                 default = "required" if option.default is None else f"`{option.default}`"
                 rows.append(f"| `{option.name}` | {option.type} | {default} | {option.help} |")
             parts.append("\n".join(rows))
+        elif heading == "Example" and heading in each.sections:
+            parts.append(f"**Example.**\n\n```text\n{each.sections[heading]}\n```")
         elif heading != "Options" and heading in each.sections:
             parts.append(f"**{heading}.** {each.sections[heading]}")
     return "\n\n".join(parts)

@@ -42,7 +42,7 @@ class Origin:
             shapes of some, right or wrong, so they are written back as they were.
         formal: What inputs and outputs of subgraphs were called, by name. Some contrib operators go
             by those names.
-        value_info: Names of the values that had value_info, which they keep.
+        value_info: Names of the values that had value_info; those that nobody can infer keep it.
         annotated: Whether any value has a quantization annotation.
         opaque: Why the model is carried through unchanged, or None.
         remarks: What the importer had to say.

@@ -1,9 +1,8 @@
 """IR to protobuf.
 
 onnx_ir serializes nodes, values and tensors; what is ours is what a graph is made of: interfaces
-are
-written back as they were declared, value_info only where the source had it, and weights can stay
-out.
+are written back as they were declared, value_info only where it cannot be inferred, and weights can
+stay out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from onnx_ir import Graph, Model, Node, TensorProtocol, Value
 from onnx_ir import serde as _serde
 
 from graphopt.errors import GraphOptError
-from graphopt.ir.graph import all_graphs, gc_paused
+from graphopt.ir import schema as _schema
+from graphopt.ir.graph import all_graphs, gc_paused, opset
 from graphopt.ir.origin import Origin, opaque, origin, verbatim
 from graphopt.ir.prepare import graphs
 
@@ -40,7 +40,7 @@ def to_proto(
         external: Called for every initializer with the value and its empty ``TensorProto`` (name,
             type and dims filled in). Where it returns True it has taken care of the data, as a
             reference to external data or not at all.
-        hints: Write value_info where the source had it.
+        hints: Write value_info where the source had it and it cannot be inferred.
     """
     if external is None:
         source = verbatim(model)
@@ -96,7 +96,13 @@ class _Writer:
             self.initializer(proto.initializer.add(), value)
         for node in graph:
             self.node(proto.node.add(), node)
-            if self.hints and self.source.value_info:
+            # Where anyone can infer a shape, writing it down would only steer ONNX Runtime's choice
+            # of fusions, not always for the better (docs/adr/0007-normal-form.md).
+            if (
+                self.hints
+                and self.source.value_info
+                and _schema.lookup(node.domain, node.op_type, opset(node, node.domain)) is None
+            ):
                 for value in node.outputs:
                     if (
                         value.name in self.source.value_info

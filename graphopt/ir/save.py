@@ -223,13 +223,15 @@ def _is_named(data: Path) -> bool:
         # Unfinished models count: they are written before their data gets its name.
         if file.suffix == ".data" or not file.is_file():
             continue
-        if not 0 < file.stat().st_size <= PROTOBUF_LIMIT:  # a model is no larger
-            continue
         try:
+            if not 0 < file.stat().st_size <= PROTOBUF_LIMIT:  # a model is no larger
+                continue
             with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 if content.find(name) >= 0:
                     return True
-        except OSError:
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
             return True  # what cannot be read may name it
     return False
 

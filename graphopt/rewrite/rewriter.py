@@ -334,7 +334,7 @@ class Rewriter(SubgraphVerbs):
                     self.on_touch(producer)
                     if ir.use_count(value) == 1:
                         # Its last user may match now that nobody else stands in the way.
-                        self.on_touch(value.uses()[0].node)
+                        self.on_touch(next(iter(value.uses())).node)
 
     def move_before(self, nodes: Sequence[ir.Node], anchor: ir.Node) -> None:
         """Move nodes, in this order, right before ``anchor`` and into its graph."""
