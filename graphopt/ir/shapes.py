@@ -8,6 +8,7 @@ from onnx_ir import Model, Node, Value
 
 from graphopt.ir import schema as _schema
 from graphopt.ir.graph import all_graphs, all_nodes, gc_paused, opset
+from graphopt.ir.misinferred import forget_after_slices, sort_squeezed_axes, tell_apart
 from graphopt.ir.origin import opaque
 from graphopt.ir.prepare import graphs, has_map
 from graphopt.ir.proto import to_proto
@@ -40,6 +41,8 @@ def infer_shapes(model: Model) -> None:
             if graph is not model.graph:
                 for value in graph.inputs:
                     _apply(value, inferred.get(value.name or ""), trust=False)
+        if opset(model) == 10:
+            forget_after_slices(model)
 
 
 def _is_known(node: Node) -> bool:
@@ -65,6 +68,9 @@ def _infer(model: Model, foreign: dict[str, Value]) -> dict[str, onnx.TypeProto]
     for info in proto.graph.output:
         _forget_shape(info.type)
     _forget_in_subgraphs(proto.graph)
+    tell_apart(proto.graph.input)
+    if opset(model) < 11:
+        sort_squeezed_axes(proto.graph)
     if foreign:
         for graph in graphs(proto.graph):
             _declare(graph, foreign)

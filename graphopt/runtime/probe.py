@@ -344,7 +344,8 @@ def _make(
         )
         if math.prod(dims) > _MOST_ELEMENTS:
             raise CalibrationError(
-                f"input {spec.name!r} has {math.prod(dims):,} elements, too many to make up: give data"
+                f"input {spec.name!r} has {math.prod(dims):,} elements, too many to make up; "
+                "give data"
             )
         # A generator per input: what one input draws does not move the others.
         rng = np.random.default_rng([seed, turn, zlib.crc32(spec.name.encode())])

@@ -66,7 +66,8 @@ def test_real_models(name: str, shared_data: Path, tmp_path: Path) -> None:
     result = graphopt.optimize(source, "O3", oracle="each")
     graphopt.save(result.model, target)
     assert result.report.oracle["verdict"] == "equal"
-    assert not result.report.reverted
+    # The other program's work is kept only where it improves on ours.
+    assert {r.name for r in result.report.reverted} <= {"onnxsim"}
     assert target.stat().st_size <= source.stat().st_size
     found = graphopt.verify(source, target, seeds=(5, 6))
     assert found.ok, found.reason

@@ -260,13 +260,9 @@ def test_a_pipeline_keeps_the_maps(tmp_path: Path) -> None:
     path = source(tmp_path)
     before = digests(tmp_path)
     result = PassManager("O1", oracle="off").run(ir.load(path))
-    ir.save(result.model, tmp_path / "out" / "m.onnx" if (tmp_path / "out").mkdir() else tmp_path / "out/m.onnx")
-    assert value(tmp_path / "out" / "m.onnx") == 6.0
-    assert {k: v for k, v in digests_of_files(tmp_path).items() if k in before} == before
-
-
-def digests_of_files(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
+    ir.save(result.model, tmp_path / "out.onnx")
+    assert value(tmp_path / "out.onnx") == 6.0
+    assert before.items() <= digests(tmp_path).items()
 
 
 def test_models_of_onnx_ir(tmp_path: Path) -> None:
