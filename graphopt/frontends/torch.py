@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import re
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from graphopt import ir
@@ -13,11 +16,13 @@ from graphopt.errors import FrontendError
 
 __all__ = ["from_torch", "is_torch_module"]
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 def is_torch_module(source: object) -> bool:
     """Whether ``source`` is a ``torch.nn.Module``; does not import torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(source, torch.nn.Module)
+    nn = getattr(sys.modules.get("torch"), "nn", None)
+    return nn is not None and isinstance(source, nn.Module)
 
 
 def from_torch(module: Any, inputs: Any) -> ir.Model:
@@ -27,7 +32,7 @@ def from_torch(module: Any, inputs: Any) -> ir.Model:
     shapes stay those of the examples.
 
     Args:
-        module: The module; its training flag is restored afterwards.
+        module: The module; the training flags of it and its parts are restored afterwards.
         inputs: Example inputs: a tuple of positional arguments or a dict of keyword arguments.
 
     Raises:
@@ -40,12 +45,13 @@ def from_torch(module: Any, inputs: Any) -> ir.Model:
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
     if not isinstance(args, tuple):
         args = (args,)
-    training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         return ir.load(_export(torch, module, args, kwargs))
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 def _export(torch: Any, module: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -64,18 +70,35 @@ def _export(torch: Any, module: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
     except ImportError as e:
         raise FrontendError(f"torch's exporter needs a package: {e}") from e
     except Exception as e:  # noqa: BLE001 - the exporter raises whatever tracing meets
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise FrontendError(f"torch cannot export {type(module).__name__}: {reason}") from e
+        raise FrontendError(f"torch cannot export {type(module).__name__}: {_reason(e)}") from e
+
+
+def _reason(error: BaseException) -> str:
+    # The exporter wraps what happened into advice on how to report it.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _COLOUR.sub("", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _run(torch: Any, module: Any, args: tuple[Any, ...], kwargs: Any, dynamic: Any) -> Any:
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        torch.no_grad(),
-    ):
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad():
         return torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic, verbose=False
         ).model

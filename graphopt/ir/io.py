@@ -246,7 +246,7 @@ def _check_weights(model: Model) -> None:
         for value in graph.initializers.values():
             if value.dtype is None or value.dtype == DataType.UNDEFINED:
                 raise StructureError(f"%{value.name} has no element type")
-            if value.shape is not None and any(d < 0 for d in value.shape.numpy()):
+            if any(isinstance(d, int) and d < 0 for d in value.shape or ()):
                 raise StructureError(f"%{value.name} has a negative dimension")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as _ir
 from onnx_ir import Graph, Model, Node, Value
@@ -12,7 +14,9 @@ from onnx_ir import Graph, Model, Node, Value
 from graphopt.ir.graph import all_nodes, array, dims, opset, subgraphs
 from graphopt.ir.prepare import graphs
 
-__all__ = ["forget_after_slices", "sort_squeezed_axes", "tell_apart"]
+__all__ = ["forget_after_slices", "slice_to_the_front", "sort_squeezed_axes", "tell_apart"]
+
+_INT32_MAX = 2**31 - 1
 
 
 def tell_apart(inputs: Iterable[onnx.ValueInfoProto]) -> None:
@@ -48,6 +52,31 @@ def sort_squeezed_axes(graph: onnx.GraphProto) -> None:
                 node.attribute.append(onnx.helper.make_attribute("keepdims", 0))
 
 
+def slice_to_the_front(graph: onnx.GraphProto) -> None:
+    """Backwards to INT_MAX: onnx takes it for the last element, ONNX Runtime for the first."""
+    everywhere = graphs(graph)
+    constants = {t.name: t for each in everywhere for t in each.initializer}
+    for each in everywhere:
+        for node in each.node:
+            if node.op_type != "Slice" or node.domain or len(node.input) < 5:
+                continue
+            ends, steps = _data(constants.get(node.input[2])), _data(constants.get(node.input[4]))
+            if ends is None or steps is None or ends.shape != steps.shape:
+                continue
+            front = (steps < 0) & (ends >= _INT32_MAX)
+            if front.any():
+                name = f"{node.input[2]}<{node.output[0]}"
+                data = np.where(front, np.iinfo(ends.dtype).min, ends)
+                each.initializer.append(onnx.numpy_helper.from_array(data, name))
+                node.input[2] = name
+
+
+def _data(tensor: onnx.TensorProto | None) -> np.ndarray[Any, Any] | None:
+    if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    return onnx.numpy_helper.to_array(tensor)
+
+
 def forget_after_slices(model: Model) -> None:
     """In opset 10: onnx takes it that a Slice keeps every dimension whose size is not a number.
 
@@ -64,13 +93,13 @@ def _cuts_symbol(node: Node) -> bool:
     shape = dims(node.outputs[0])
     if shape is None:
         return False
-    starts, axes = ((array(v), v) for v in (*node.inputs, None, None, None)[1:4:2])
-    if axes[1] is None:
-        cut = range(len(shape)) if starts[0] is None else range(starts[0].size)
-    elif axes[0] is None:
-        cut = range(len(shape))
-    else:
-        cut = [int(a) for a in axes[0].reshape(-1)]
+    inputs = (*node.inputs, None, None)
+    starts, axes = array(inputs[1]), array(inputs[3])
+    cut: Iterable[int] = range(len(shape))
+    if axes is not None:
+        cut = [int(a) for a in axes.reshape(-1)]
+    elif starts is not None and inputs[3] is None:
+        cut = range(starts.size)
     return any(not isinstance(shape[a], int) for a in cut)
 
 

@@ -8,7 +8,12 @@ from onnx_ir import Model, Node, Value
 
 from graphopt.ir import schema as _schema
 from graphopt.ir.graph import all_graphs, all_nodes, gc_paused, opset
-from graphopt.ir.misinferred import forget_after_slices, sort_squeezed_axes, tell_apart
+from graphopt.ir.misinferred import (
+    forget_after_slices,
+    slice_to_the_front,
+    sort_squeezed_axes,
+    tell_apart,
+)
 from graphopt.ir.origin import opaque
 from graphopt.ir.prepare import graphs, has_map
 from graphopt.ir.proto import to_proto
@@ -69,6 +74,7 @@ def _infer(model: Model, foreign: dict[str, Value]) -> dict[str, onnx.TypeProto]
         _forget_shape(info.type)
     _forget_in_subgraphs(proto.graph)
     tell_apart(proto.graph.input)
+    slice_to_the_front(proto.graph)
     if opset(model) < 11:
         sort_squeezed_axes(proto.graph)
     if foreign:

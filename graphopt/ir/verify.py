@@ -82,7 +82,7 @@ def _graph(graph: Graph, visible: set[Value], names: set[str], nodes: set[Node])
                     f"%{used.name} is used before or outside its definition"
                 )
         for i in required(node.domain, node.op_type, graph.opset_imports.get(node.domain, 1)):
-            if i >= len(node.inputs) or node.inputs[i] is None:
+            if node.outputs and (i >= len(node.inputs) or node.inputs[i] is None):
                 # Not only ONNX Runtime refuses that: onnx's shape inference crashes the process.
                 raise StructureError(
                     f"{node.op_type} that makes %{_made(node.outputs)} lacks its input {i}"

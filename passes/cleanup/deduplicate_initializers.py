@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import TypeGuard
 
 from graphopt import Context, Exactness, Pass, Rewriter, ir
@@ -34,7 +34,8 @@ class DeduplicateInitializers(Pass):
     Example: ``const a = [1, 2]; const b = [1, 2]; y = Add(Mul(x, a), b)`` ->
     ``const a = [1, 2]; y = Add(Mul(x, a), a)``
 
-    Declines when: The initializer is the default of a graph input, or a graph output.
+    Declines when: The initializer is the default of a graph input, a graph output, or a running mean
+    or variance of a BatchNormalization that trains: ONNX Runtime writes over those.
 
     References: Equal content is found as in Bobbarjung et al., Improving Duplicate Elimination in
     Storage Systems, ACM TOS 2006: cheap keys first, digests for what they leave.
@@ -46,11 +47,12 @@ class DeduplicateInitializers(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Find equal constants, then let the outermost first one stand for each group."""
+        written = set(_written(model))
         tensors = {
             v: v.const_value
             for graph in ir.all_graphs(model)
             for v in graph.initializers.values()
-            if _comparable(v) and v.const_value is not None
+            if _comparable(v) and v not in written and v.const_value is not None
         }
         keys: dict[ir.Value, Hashable] = {
             v: (t.dtype, tuple(t.shape.numpy()))
@@ -99,6 +101,15 @@ class _Merger:
                 self.graph(inner)
         for key in local:
             del self.seen[key]
+
+
+def _written(model: ir.Model) -> Iterator[ir.Value | None]:
+    """Running means and variances, which ONNX Runtime updates in place when it trains."""
+    for node in ir.all_nodes(model):
+        if node.op_type == "BatchNormalization" and (
+            len(node.outputs) > 1 or ir.attr(node, "training_mode", 0)
+        ):
+            yield from node.inputs[3:5]
 
 
 def _comparable(value: ir.Value) -> bool:

@@ -35,7 +35,11 @@ def interface(proto: onnx.ModelProto) -> tuple[list[bytes], list[bytes]]:
     # Below IR version 4 initializers had to be listed among the inputs.
     listed = {t.name for t in proto.graph.initializer} if proto.ir_version < 4 else set()
     return (
-        [i.SerializeToString(deterministic=True) for i in proto.graph.input if i.name not in listed],
+        [
+            i.SerializeToString(deterministic=True)
+            for i in proto.graph.input
+            if i.name not in listed
+        ],
         [o.SerializeToString(deterministic=True) for o in proto.graph.output],
     )
 

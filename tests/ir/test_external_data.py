@@ -59,7 +59,7 @@ def changed(path: Path) -> ir.Model:
     return model
 
 
-# Loading -----------------------------------------------------------------------------------------
+# Loading ----------------------------------------------------------------------------------------
 
 
 def test_weights_are_views_of_one_read_only_map(tmp_path: Path) -> None:
@@ -96,12 +96,15 @@ def test_constants_and_subgraphs_are_mapped_too(tmp_path: Path) -> None:
     graph = """g (float[4] x, bool c) => (float[4] y) {
         k = Constant<value = float[4] {1,2,3,4}>()
         y = If(c) <then_branch = t () => (float[4] p) <float[4] w = {1,2,3,4}> { p = Add(k, w) },
-                   else_branch = e () => (float[4] q) { q = Constant<value = float[4] {5,6,7,8}>() }> }"""
+                   else_branch = e () => (float[4] q) {
+                       q = Constant<value = float[4] {5,6,7,8}>() }> }"""
     proto = parser.parse_model(HEAD + graph)
     # onnx.save writes only weights of the main graph; the format allows all of them.
     branches = [a.g for a in proto.graph.node[1].attribute]
     tensors = [
-        proto.graph.node[0].attribute[0].t, branches[0].initializer[0], branches[1].node[0].attribute[0].t
+        proto.graph.node[0].attribute[0].t,
+        branches[0].initializer[0],
+        branches[1].node[0].attribute[0].t,
     ]  # fmt: skip
     expected = [numpy_helper.to_array(t).tolist() for t in tensors]
     data = b"".join(numpy_helper.to_array(t).tobytes() for t in tensors)
@@ -121,7 +124,9 @@ def test_constants_and_subgraphs_are_mapped_too(tmp_path: Path) -> None:
     assert [ir.array(v).tolist() for v in got] == expected
     (tmp_path / "w.bin").unlink()
     ir.save(model, tmp_path / "inline.onnx", external_data=False)
-    out = open_session(tmp_path / "inline.onnx").run({"x": np.zeros(4, np.float32), "c": np.array(False)})
+    out = open_session(tmp_path / "inline.onnx").run(
+        {"x": np.zeros(4, np.float32), "c": np.array(False)}
+    )
     assert out["y"].tolist() == expected[2]
 
 
@@ -146,14 +151,17 @@ def test_small_types(dtype: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         tensor = onnx.load(tmp_path / f"{name}.onnx").graph.initializer[0]
         assert numpy_helper.to_array(tensor).tobytes() == data.tobytes()
-    assert ir.array(ir.load(tmp_path / "b.onnx").graph.initializers["w"]).tobytes() == data.tobytes()
+    assert (
+        ir.array(ir.load(tmp_path / "b.onnx").graph.initializers["w"]).tobytes() == data.tobytes()
+    )
 
 
-# Saving ------------------------------------------------------------------------------------------
+# Saving -----------------------------------------------------------------------------------------
 
 
 def test_on_request(tmp_path: Path) -> None:
-    graph = f"g (float[{SIZE}] x) => (float[{SIZE}] y) <float[1] one = {{1}}> {{ a = Add(x, w) y = Mul(a, one) }}"
+    graph = f"""g (float[{SIZE}] x) => (float[{SIZE}] y) <float[1] one = {{1}}> {{
+        a = Add(x, w) y = Mul(a, one) }}"""
     proto = parser.parse_model(HEAD + graph)
     proto.graph.initializer.append(numpy_helper.from_array(np.full(SIZE, 4, np.float32), "w"))
     path = tmp_path / "out.onnx"
@@ -169,13 +177,17 @@ def test_on_request(tmp_path: Path) -> None:
 def test_tensors_are_aligned_to_pages(tmp_path: Path) -> None:
     ir.save(changed(source(tmp_path)), tmp_path / "out.onnx", external_data=True)
     proto = onnx.load(tmp_path / "out.onnx", load_external_data=False)
-    offsets = [int(e.value) for t in proto.graph.initializer for e in t.external_data if e.key == "offset"]
+    offsets = [
+        int(e.value) for t in proto.graph.initializer for e in t.external_data if e.key == "offset"
+    ]
     assert len(offsets) == 3
     assert all(o % 4096 == 0 for o in offsets)
 
 
 def test_nothing_to_put_there(tmp_path: Path) -> None:
-    model = ir.parse_text(HEAD + "g (float[1] x) => (float[1] y) <float[1] w = {1}> { y = Add(x, w) }")
+    model = ir.parse_text(
+        HEAD + "g (float[1] x) => (float[1] y) <float[1] w = {1}> { y = Add(x, w) }"
+    )
     assert ir.save(model, tmp_path / "m.onnx", external_data=True) == [tmp_path / "m.onnx"]
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
@@ -238,7 +250,9 @@ def test_again_and_again_in_place(tmp_path: Path) -> None:
         ir.save(changed(path), path)
         assert value(path) == 15.0
         counts.append(len(digests(tmp_path)))
-    assert max(counts) == counts[-1] <= 5  # model, source, NAME.data, the present and the one before
+    assert (
+        max(counts) == counts[-1] <= 5
+    )  # model, source, NAME.data, the present and the one before
     once = ir.load(path)
     for _ in range(4):
         ir.save(once, path)  # the very file that it maps is replaced each time
@@ -291,14 +305,18 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere"
+)
 def test_weights_do_not_enter_memory(tmp_path: Path) -> None:
     megabytes = 128
     source(tmp_path / "s", weights=1)
     (tmp_path / "s" / "m.onnx").rename(tmp_path / "small.onnx")
     (tmp_path / "s" / "weights.bin").rename(tmp_path / "weights.bin")
     count = megabytes * (1 << 18)
-    proto = parser.parse_model(f"{HEAD} g (float[{count}] x) => (float[{count}] y) {{ y = Add(x, w) }}")
+    proto = parser.parse_model(
+        f"{HEAD} g (float[{count}] x) => (float[{count}] y) {{ y = Add(x, w) }}"
+    )
     tensor = proto.graph.initializer.add(name="w", dims=[count], data_type=TensorProto.FLOAT)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="large.bin")
@@ -306,7 +324,9 @@ def test_weights_do_not_enter_memory(tmp_path: Path) -> None:
     with (tmp_path / "large.bin").open("wb") as file:
         file.truncate(4 * count)
     command = [sys.executable, "-W", "ignore", "-c", MEMORY, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 24 * 1024  # KiB
     assert (tmp_path / "out.onnx.data").stat().st_size == 4 * count

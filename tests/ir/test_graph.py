@@ -69,17 +69,24 @@ def test_attributes_with_their_defaults() -> None:
 
 def test_defaults_follow_the_opset() -> None:
     for opset, axis in ((12, 1), (13, -1)):
-        text = f'<ir_version: 7, opset_import: ["": {opset}]> g (float[2,3] x) => (float[2,3] y) {{ y = Softmax(x) }}'
+        head = f'<ir_version: 7, opset_import: ["": {opset}]>'
+        text = f"{head} g (float[2,3] x) => (float[2,3] y) {{ y = Softmax(x) }}"
         assert ir.attr(ir.parse_text(text).graph[0], "axis") == axis
 
 
 def test_making_attributes() -> None:
     kinds = ir.AttributeType
     for value, kind in (
-        (True, kinds.INT), (3, kinds.INT), (0.5, kinds.FLOAT), ("a", kinds.STRING), ([], kinds.INTS),
-        ([1, 2], kinds.INTS), ((0.5,), kinds.FLOATS), (["a"], kinds.STRINGS),
+        (True, kinds.INT),
+        (3, kinds.INT),
+        (0.5, kinds.FLOAT),
+        ("a", kinds.STRING),
+        ([], kinds.INTS),
+        ([1, 2], kinds.INTS),
+        ((0.5,), kinds.FLOATS),
+        (["a"], kinds.STRINGS),
         (ir.tensor(np.ones(2)), kinds.TENSOR),
-    ):  # fmt: skip
+    ):
         assert ir.make_attr("name", value).type == kind
     ready = ir.make_attr("name", 1)
     assert ir.make_attr("other", ready) is ready
@@ -95,7 +102,9 @@ def test_opsets() -> None:
 
 
 def test_shapes() -> None:
-    model = parse("g (float[N,3,-1] a, float[2,3] b, float c, float[] d) => (float[2,3] y) { y = Neg(b) }")
+    model = parse(
+        "g (float[N,3,-1] a, float[2,3] b, float c, float[] d) => (float[2,3] y) { y = Neg(b) }"
+    )
     a, b, c, d = model.graph.inputs
     assert [ir.dims(v) for v in (a, b, c, None)] == [("N", 3, None), (2, 3), (), None]
     assert [ir.rank(v) for v in (a, b, c, None)] == [3, 2, 0, None]
@@ -129,7 +138,9 @@ def test_what_is_deterministic_and_what_is_pure(call: str, deterministic: bool, 
 
 def test_subgraphs_count() -> None:
     for inner, deterministic, pure in (
-        ("RandomUniformLike(x)", False, True), ("private.Anything(x)", False, False), ("Exp(x)", True, True)
+        ("RandomUniformLike(x)", False, True),
+        ("private.Anything(x)", False, False),
+        ("Exp(x)", True, True),
     ):  # fmt: skip
         model = parse(f"""g (float[2] x, bool c) => (float[2] y) {{
             y = If(c) <then_branch = t () => (float[2] p) {{ p = {inner} }},
@@ -186,7 +197,9 @@ def test_networkx_view() -> None:
     # What a branch captures flows into the node that owns it, from any depth.
     assert set(graph.edges) == {(x, neg), (c, branch), (neg, branch)}
     assert graph.edges[neg, branch]["value"] is neg.outputs[0]
-    assert list(nx.topological_sort(graph)).index(neg) < list(nx.topological_sort(graph)).index(branch)
+    assert list(nx.topological_sort(graph)).index(neg) < list(nx.topological_sort(graph)).index(
+        branch
+    )
 
 
 def test_garbage_collection_is_paused_and_resumes() -> None:

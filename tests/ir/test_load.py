@@ -43,7 +43,7 @@ def text(graph: str, head: str = HEAD) -> onnx.ModelProto:
     return parser.parse_model(head + graph)
 
 
-# Order, scopes and names -----------------------------------------------------------------------
+# Order, scopes and names ------------------------------------------------------------------------
 
 
 def test_nodes_out_of_order(roundtrip: Check) -> None:
@@ -79,8 +79,9 @@ def test_capture_over_two_levels(roundtrip: Check) -> None:
 
 def test_siblings_use_the_same_names(roundtrip: Check) -> None:
     proto = text("""g (float[4] x, bool c) => (float[4] y) {
-        y = If(c) <then_branch = b () => (float[4] y) <float[1] w = {2}> { t = Mul(x, w) y = Neg(t) },
-                   else_branch = b () => (float[4] y) <float[1] w = {3}> { t = Add(x, w) y = Exp(t) }>
+        y = If(c) <
+            then_branch = b () => (float[4] y) <float[1] w = {2}> { t = Mul(x, w) y = Neg(t) },
+            else_branch = b () => (float[4] y) <float[1] w = {3}> { t = Add(x, w) y = Exp(t) }>
     }""")
     model = roundtrip(proto, *({"x": X, "c": np.array(c)} for c in (True, False)))
     names = [v.name for g in ir.all_graphs(model) for n in g for v in n.outputs]
@@ -128,7 +129,10 @@ def test_contrib_operator_that_goes_by_names_of_its_subgraph() -> None:
 
     def decoder(hint: str) -> onnx.GraphProto:
         return helper.make_graph(
-            [helper.make_node("Neg", ["input_ids"], [hint]), helper.make_node("Abs", [hint], ["logits"])],
+            [
+                helper.make_node("Neg", ["input_ids"], [hint]),
+                helper.make_node("Abs", [hint], ["logits"]),
+            ],
             hint,
             [info("input_ids", [1])],
             [info("logits", [1])],
@@ -171,25 +175,29 @@ def test_such_a_name_is_not_restored_where_it_would_hide_a_captured_value() -> N
 def test_loop_with_trip_count_condition_state_capture_and_scan_output(roundtrip: Check) -> None:
     proto = text("""g (float[4] x, int64 k, bool go) => (float[4] y, float[n,4] z) {
         w = Neg(x)
-        y, z = Loop(k, go, x) <body = b (int64 i, bool c, float[4] s) => (bool on, float[4] r, float[4] o) {
+        y, z = Loop(k, go, x) <body =
+            b (int64 i, bool c, float[4] s) => (bool on, float[4] r, float[4] o) {
             on = Identity(c) r = Add(s, w) o = Abs(r)
         }>
     }""")
-    feeds = [{"x": X, "k": np.array(k), "go": np.array(g)} for k, g in ((3, True), (0, True), (2, False))]
+    feeds = [
+        {"x": X, "k": np.array(k), "go": np.array(g)} for k, g in ((3, True), (0, True), (2, False))
+    ]
     roundtrip(proto, *feeds)
 
 
 def test_scan_with_an_outer_value(roundtrip: Check) -> None:
     proto = text("""g (float[4] s, float[3,4] x) => (float[4] y, float[3,4] z) {
         w = Neg(s)
-        y, z = Scan(s, x) <num_scan_inputs = 1, body = b (float[4] p, float[4] q) => (float[4] r, float[4] o) {
+        y, z = Scan(s, x) <num_scan_inputs = 1, body =
+            b (float[4] p, float[4] q) => (float[4] r, float[4] o) {
             t = Add(p, q) r = Add(t, w) o = Abs(r)
         }>
     }""")
     roundtrip(proto, {"s": X, "x": np.arange(12, dtype=np.float32).reshape(3, 4)})
 
 
-# Interfaces ------------------------------------------------------------------------------------
+# Interfaces -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [[-1], [""], [None], ["N"], ["N + 1"], [-1, -1], None])
@@ -281,7 +289,7 @@ def test_old_opsets_are_left_as_they_are(opset: int) -> None:
     assert ir.to_proto(model, external=lambda _v, _p: False).graph.node == proto.graph.node
 
 
-# Operators and domains ---------------------------------------------------------------------------
+# Operators and domains --------------------------------------------------------------------------
 
 
 def test_domain_by_its_long_name(roundtrip: Check) -> None:
@@ -310,10 +318,30 @@ def test_operator_that_nobody_knows() -> None:
     assert anew.graph.output == proto.graph.output
 
 
+def test_a_node_that_makes_nothing(roundtrip: Check) -> None:
+    """ONNX Runtime does not even ask whether it has the inputs it needs."""
+    branch = helper.make_graph([], "b", [], [info("w", [1])])
+    branch.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "w"))
+    proto = text("g (float[4] x) => (float[4] y) { y = Neg(x) }")
+    proto.graph.node.append(helper.make_node("If", [], [], then_branch=branch, else_branch=branch))
+    roundtrip(proto, {"x": X})
+
+
+def test_default_of_an_input_with_a_symbolic_dim(roundtrip: Check) -> None:
+    inputs = [info("x", [4]), info("w", ["N"])]
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    proto = model_of([node], inputs, [info("y", [4])], {"w": X[:1]})
+    model = roundtrip(proto, {"x": X}, {"x": X, "w": X})
+    assert ir.dims(model.graph.inputs[1]) == ("N",)
+
+
 def test_absent_outputs_of_operators_that_count_them_get_names() -> None:
     """Split into two halves of which one is unused stays a Split into two halves."""
     proto = model_of(
-        [helper.make_node("Split", ["x"], ["a", ""])], [info("x", [4])], [info("a")], opsets={"": 13}
+        [helper.make_node("Split", ["x"], ["a", ""])],
+        [info("x", [4])],
+        [info("a")],
+        opsets={"": 13},
     )
     model = ir.load(proto)
     (node,) = ir.to_proto(model, external=lambda _v, _p: False).graph.node
@@ -340,7 +368,7 @@ def test_optional_inputs_in_the_middle(roundtrip: Check) -> None:
     assert model.graph[0].inputs[1] is None
 
 
-# Types -------------------------------------------------------------------------------------------
+# Types ------------------------------------------------------------------------------------------
 
 
 def test_sequences_and_optionals(roundtrip: Check) -> None:
@@ -422,7 +450,7 @@ def test_initializers_of_rare_types(dtype: Any, raw: bool, count: int) -> None:
     assert (read.dtype, read.tobytes()) == (data.dtype, data.tobytes())
 
 
-# Constants ---------------------------------------------------------------------------------------
+# Constants --------------------------------------------------------------------------------------
 
 CONSTANTS: list[tuple[str, Any, Any]] = [
     ("value", numpy_helper.from_array(X), X),
@@ -437,12 +465,16 @@ CONSTANTS: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), CONSTANTS, ids=lambda v: str(v)[:14].strip())
+@pytest.mark.parametrize(
+    ("name", "value", "expected"), CONSTANTS, ids=lambda v: str(v)[:14].strip()
+)
 def test_every_form_of_constant(roundtrip: Check, name: str, value: Any, expected: Any) -> None:
     kinds = {"value_floats": onnx.AttributeProto.FLOATS, "value_ints": onnx.AttributeProto.INTS}
     node = helper.make_node("Constant", [], ["k"])
     node.attribute.append(helper.make_attribute(name, value, attr_type=kinds.get(name)))
-    kind = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "O": TensorProto.STRING}[expected.dtype.kind]
+    kind = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "O": TensorProto.STRING}[
+        expected.dtype.kind
+    ]
     proto = model_of(
         [node, helper.make_node("Identity", ["k"], ["y"])], [], [info("y", None, kind)]
     )
@@ -453,7 +485,9 @@ def test_every_form_of_constant(roundtrip: Check, name: str, value: Any, expecte
 
 
 def test_constant_as_graph_output_stays_a_node(roundtrip: Check) -> None:
-    proto = text("g () => (float[2] k, float[2] y) { k = Constant<value_floats=[1.0, 2.0]>() y = Neg(k) }")
+    proto = text(
+        "g () => (float[2] k, float[2] y) { k = Constant<value_floats=[1.0, 2.0]>() y = Neg(k) }"
+    )
     model = roundtrip(proto, {})
     assert [n.op_type for n in model.graph] == ["Constant", "Neg"]
     assert ir.array(model.graph.outputs[0]).tolist() == [1.0, 2.0]
@@ -478,7 +512,9 @@ def test_constant_that_a_branch_captures(roundtrip: Check) -> None:
 
 def test_initializers_of_one_name(roundtrip: Check) -> None:
     """ONNX Runtime warns and takes the last."""
-    proto = text("g (float[1] x) => (float[1] y) <float[1] w = {1}, float[1] w = {2}> { y = Add(x, w) }")
+    proto = text(
+        "g (float[1] x) => (float[1] y) <float[1] w = {1}, float[1] w = {2}> { y = Add(x, w) }"
+    )
     model = roundtrip(proto, {"x": X[:1]})
     assert ir.array(model.graph.initializers["w"]).tolist() == [2.0]
 
@@ -488,7 +524,7 @@ def test_initializer_that_nothing_uses(roundtrip: Check) -> None:
     assert "w" in roundtrip(proto, {"x": X[:1]}).graph.initializers
 
 
-# What is not computed ------------------------------------------------------------------------------
+# What is not computed ---------------------------------------------------------------------------
 
 
 def test_annotations_survive_being_written(roundtrip: Check) -> None:
@@ -511,7 +547,9 @@ def test_annotations_survive_being_written(roundtrip: Check) -> None:
 
 
 def test_clone_shares_weights_and_nothing_else() -> None:
-    model = ir.parse_text(HEAD + "g (float[4] x) => (float[4] y) <float[4] w = {1,2,3,4}> { y = Add(x, w) }")
+    model = ir.parse_text(
+        HEAD + "g (float[4] x) => (float[4] y) <float[4] w = {1,2,3,4}> { y = Add(x, w) }"
+    )
     copy = ir.clone(model)
     assert copy.graph.initializers["w"].const_value is model.graph.initializers["w"].const_value
     assert ir.to_proto(copy) is ir.to_proto(model)
@@ -558,8 +596,10 @@ def test_sources(tmp_path: Any) -> None:
 def test_an_onnx_ir_model_is_copied_and_keeps_its_interface(roundtrip: Check) -> None:
     import onnx_ir
 
-    source = onnx_ir.from_proto(text("""g (float["batch size"] x) => (float[k] y) {
-        y = Neg(b) b = Mul(x, a) a = Constant<value_float=2.0>() }"""))
+    source = onnx_ir.from_proto(
+        text("""g (float["batch size"] x) => (float[k] y) {
+        y = Neg(b) b = Mul(x, a) a = Constant<value_float=2.0>() }""")
+    )
     before = onnx_ir.to_proto(source).SerializeToString(deterministic=True)
     model = ir.load(source)
     assert [n.op_type for n in model.graph] == ["Mul", "Neg"]

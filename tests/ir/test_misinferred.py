@@ -31,7 +31,8 @@ def test_axes_of_a_squeeze_in_any_order(axes: str, opset: int) -> None:
     assert [n.op_type for n in model.graph] == ["Squeeze"]
 
 
-CUT = """g (float[N,4] x) => (float[a,b] y) <int64[1] one = {1}, int64[1] two = {2}, int64[1] axis = {AXIS}> {
+CUT = """g (float[N,4] x) => (float[a,b] y)
+<int64[1] one = {1}, int64[1] two = {2}, int64[1] axis = {AXIS}> {
     cut = Slice(x, one, two, axis)
     y = Relu(cut)
 }"""
@@ -62,7 +63,8 @@ def test_what_a_slice_in_opset_10_cuts_is_forgotten_in_subgraphs() -> None:
 
 
 def test_a_name_that_one_input_uses_twice_says_nothing() -> None:
-    model = load("g (float[N,N] x, float[N] z) => (float[a,b] y) { t = Transpose(x) y = Add(t, z) }", 17)
+    text = "g (float[N,N] x, float[N] z) => (float[a,b] y) { t = Transpose(x) y = Add(t, z) }"
+    model = load(text, 17)
     assert shapes(model)["t"] == ("%x[1]", "%x[0]")
     assert "N" not in (shapes(model)["y"] or ())
     assert [ir.dims(v) for v in model.graph.inputs] == [("N", "N"), ("N",)]
@@ -71,3 +73,13 @@ def test_a_name_that_one_input_uses_twice_says_nothing() -> None:
 def test_a_name_that_two_inputs_share_is_believed() -> None:
     model = load("g (float[N,4] x, float[N,1] z) => (float[a,b] y) { y = Add(x, z) }", 17)
     assert shapes(model)["y"] == ("N", 4)
+
+
+@pytest.mark.parametrize(("end", "left"), [(2**31 - 1, 3), (2**63 - 1, 3), (0, 2), (-9, 3)])
+def test_backwards_to_the_largest_number(end: int, left: int) -> None:
+    inputs = f"int64[1] a = {{2}}, int64[1] b = {{{end}}}, int64[1] d = {{0}}, int64[1] s = {{-1}}"
+    model = load(f"g (float[5] x) => (float[n] y) <{inputs}> {{ y = Slice(x, a, b, d, s) }}", 13)
+    assert shapes(model) == {"y": (left,)}
+    with open_session(model) as session:
+        assert session.run({"x": np.zeros(5, np.float32)})["y"].shape == (left,)
+    assert [v.name for v in model.graph[0].inputs] == ["x", "a", "b", "d", "s"]

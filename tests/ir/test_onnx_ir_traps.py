@@ -1,13 +1,14 @@
 """What onnx_ir gets wrong, and that graphopt does not pass it on.
 
 Each test first shows the trap in the installed onnx_ir. Where that part fails after an upgrade, the
-trap is gone, and so may be the remedy. Numbers refer to the table of docs/adr/0002 and the design.
+trap is gone, and so may be the remedy (docs/adr/0002-onnx-ir-storage.md).
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 
 def chain(length: int) -> onnx.ModelProto:
     names = ["x", *(f"t{i}" for i in range(length - 1)), "y"]
-    nodes = [helper.make_node("Neg", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [helper.make_node("Neg", [a], [b]) for a, b in itertools.pairwise(names)]
     infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in "xy"]
     graph = helper.make_graph(nodes, "g", infos[:1], infos[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -75,7 +76,10 @@ def test_1_models_of_onnx_ir_are_mapped_once_too(tmp_path: Path) -> None:
     tensors = [v.const_value for v in ir.load(source).graph.initializers.values()]
     bases = {id(_base(t.numpy())) for t in tensors if t is not None}
     assert len(bases) == 1
-    assert all(isinstance(v.const_value, onnx_ir.ExternalTensor) for v in source.graph.initializers.values())
+    assert all(
+        isinstance(v.const_value, onnx_ir.ExternalTensor)
+        for v in source.graph.initializers.values()
+    )
 
 
 def _base(array: np.ndarray) -> object:
@@ -146,7 +150,9 @@ def test_5_sparse_initializers_dropped() -> None:
     assert ir.to_proto(ir.load(proto)).graph.sparse_initializer
 
 
-def test_6_bare_file_names_switch_containment_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_6_bare_file_names_switch_containment_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     path = external(folder, 1)
@@ -203,7 +209,16 @@ def test_7_and_8_time_is_linear() -> None:
             sys.setprofile(None)
         return count
 
-    for what in ("load", "verify", "infer_shapes", "clone", "dump", "write", "nbytes", "to_networkx"):
+    for what in (
+        "load",
+        "verify",
+        "infer_shapes",
+        "clone",
+        "dump",
+        "write",
+        "nbytes",
+        "to_networkx",
+    ):
         calls(10, what)  # caches of schemas fill
         small, large = calls(25, what), calls(100, what)
         assert large <= 4.4 * small, what
@@ -261,7 +276,11 @@ def test_tensors_are_renamed_with_their_values() -> None:
         y = If(c) <then_branch = t () => (float[1] p) <float[1] w = {1}> { p = Add(x, w) },
                    else_branch = e () => (float[1] q) <float[1] w = {2}> { q = Mul(x, w) }> }"""
     source = onnx_ir.from_proto(parser.parse_model(HEAD + graph))
-    held = [v.const_value for a in source.graph[0].attributes.values() for v in a.as_graph().initializers.values()]
+    held = [
+        v.const_value
+        for a in source.graph[0].attributes.values()
+        for v in a.as_graph().initializers.values()
+    ]
     model = ir.load(source)
     assert sorted(k for g in ir.all_graphs(model) for k in g.initializers) == ["w", "w.1"]
     assert [t.name for t in held if t is not None] == ["w", "w"]

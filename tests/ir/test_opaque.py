@@ -57,7 +57,9 @@ def test_map_as_input(passes_through: PassesThrough) -> None:
     kind = helper.make_map_type_proto(
         TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
     )
-    node = helper.make_node("DictVectorizer", ["m"], ["y"], domain="ai.onnx.ml", int64_vocabulary=[1])
+    node = helper.make_node(
+        "DictVectorizer", ["m"], ["y"], domain="ai.onnx.ml", int64_vocabulary=[1]
+    )
     graph = helper.make_graph(
         [node],
         "g",
@@ -105,7 +107,9 @@ def test_output_listed_twice_with_different_types(passes_through: PassesThrough)
 @pytest.mark.parametrize("where", ["value", "operator", "producer"])
 def test_names_that_are_not_utf8(where: str) -> None:
     """Tools of the time before write names in the encoding of their country."""
-    proto = parser.parse_model(HEAD + "g (float[4] x) => (float[4] y) { AAAA = Abs(x) y = Neg(AAAA) }")
+    proto = parser.parse_model(
+        HEAD + "g (float[4] x) => (float[4] y) { AAAA = Abs(x) y = Neg(AAAA) }"
+    )
     proto.producer_name = "BBBB"
     if where == "operator":
         proto.graph.node[0].op_type, proto.graph.node[0].domain = "CCCC", "private"

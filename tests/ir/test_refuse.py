@@ -1,4 +1,4 @@
-"""What is no model, or half of one, is refused with one message that names the file and the reason."""
+"""What is no model, or half of one, is refused with one message: the file and the reason."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from graphopt import FrontendError, ir
 
 Unprivileged = Callable[[], contextlib.AbstractContextManager[None]]
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
-GRAPH = HEAD + """g (float[2,4] x) => (float[2,4] y) <float[4] w = {1,2,3,4}> {
+GRAPH = (
+    HEAD
+    + """g (float[2,4] x) => (float[2,4] y) <float[4] w = {1,2,3,4}> {
     a = Add(x, w) b = Relu(a) k = Constant<value_floats=[2.0, 3.0, 4.0, 5.0]>() y = Mul(b, k) }"""
+)
 
 
 def refused(source: Any, *parts: str, **kwargs: Any) -> None:
@@ -32,7 +35,7 @@ def refused(source: Any, *parts: str, **kwargs: Any) -> None:
         assert part in message
 
 
-# Files -------------------------------------------------------------------------------------------
+# Files ------------------------------------------------------------------------------------------
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_damaged_bytes_are_refused_or_pass_through() -> None:
     assert all(seen.values()), seen
 
 
-# Graphs ------------------------------------------------------------------------------------------
+# Graphs -----------------------------------------------------------------------------------------
 
 
 def test_no_opset() -> None:
@@ -124,11 +127,17 @@ def test_no_opset() -> None:
 @pytest.mark.parametrize(
     ("graph", "reason"),
     [
-        ("g (float[4] x) => (float[4] y) { y = Add(x, w) }", "%w is used before or outside its definition"),
+        ("g (float[4] x) => (float[4] y) { y = Add(x, w) }", "%w is used before or outside"),
         ("g (float[4] x) => (float[4] z) { y = Neg(x) }", "graph output %z has no definition"),
-        ("g (float[4] x) => (float[4] y) { a = Neg(x) a = Abs(x) y = Exp(a) }", "%a is defined twice"),
+        (
+            "g (float[4] x) => (float[4] y) { a = Neg(x) a = Abs(x) y = Exp(a) }",
+            "%a is defined twice",
+        ),
         ("g (float[4] x) => (float[4] y) { x = Neg(y) y = Exp(x) }", "%x is defined twice"),
-        ("g (float[4] x) => (float[4] y) <float[1] w = {1}> { w = Neg(x) y = Exp(w) }", "%w is defined twice"),
+        (
+            "g (float[4] x) => (float[4] y) <float[1] w = {1}> { w = Neg(x) y = Exp(w) }",
+            "%w is defined twice",
+        ),
         ("g (float[4] x) => (float[4] y) { a = Add(x, y) y = Neg(a) }", "the graph has a cycle"),
         ("g (float[4] x) => (float[4] y) { y = Add(x) }", "Add that makes %y lacks its input 1"),
         ("g (float[4] x) => (float[4] y) { y = Add(, x) }", "Add that makes %y lacks its input 0"),
@@ -146,7 +155,7 @@ def test_no_opset() -> None:
             "%inner is used before or outside its definition",
         ),
     ],
-)  # fmt: skip
+)
 def test_graphs_that_are_invalid(graph: str, reason: str) -> None:
     refused(parser.parse_model(HEAD + graph), "model is invalid: ", reason)
 
@@ -179,7 +188,7 @@ def test_a_missing_input_that_would_crash_onnx() -> None:
     refused(proto, "RegexFullMatch that makes %y lacks its input 0")
 
 
-# External data -----------------------------------------------------------------------------------
+# External data ----------------------------------------------------------------------------------
 
 
 def external_model(**entries: Any) -> onnx.ModelProto:
@@ -203,7 +212,10 @@ def save_proto(proto: onnx.ModelProto, folder: Path, data: bytes | None = bytes(
     ("entries", "reason"),
     [
         ({"location": "none.bin"}, "'none.bin' of initializer 'w' is missing"),
-        ({"location": "w.bin", "offset": 20}, "'w.bin' is truncated: initializer 'w' needs bytes 20 to 36, the file has 32"),
+        (
+            {"location": "w.bin", "offset": 20},
+            "'w.bin' is truncated: initializer 'w' needs bytes 20 to 36, the file has 32",
+        ),
         ({"location": "w.bin", "offset": -4}, "'w.bin' is truncated"),
         ({"location": "w.bin", "offset": "four"}, "m.onnx"),
         ({"location": "w.bin", "length": 12}, "12 bytes are declared, 16 needed for FLOAT[4]"),
@@ -220,7 +232,7 @@ def save_proto(proto: onnx.ModelProto, folder: Path, data: bytes | None = bytes(
         ({"location": "folder/outside.bin"}, "lies outside"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_external_data_that_is_wrong(entries: dict[str, Any], reason: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -275,7 +287,9 @@ def test_external_data_without_a_directory(where: str, tmp_path: Path) -> None:
         if where == "attribute":
             proto.graph.node.insert(0, constant)
         elif where == "branch":
-            branch = helper.make_graph([constant], "b", [], [helper.make_tensor_value_info("w", 1, [4])])
+            branch = helper.make_graph(
+                [constant], "b", [], [helper.make_tensor_value_info("w", 1, [4])]
+            )
             node = helper.make_node("If", ["c"], ["w"], then_branch=branch, else_branch=branch)
             proto.graph.node.insert(0, node)
             proto.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))

@@ -29,7 +29,7 @@ def made(model: ir.Model) -> dict[str, tuple[int | str | None, ...] | None]:
     return {v.name or "": ir.dims(v) for n in model.graph for v in n.outputs}
 
 
-# Against the truth -------------------------------------------------------------------------------
+# Against the truth ------------------------------------------------------------------------------
 
 
 def assert_true(model: ir.Model, feeds: dict[str, Any]) -> int:
@@ -37,9 +37,7 @@ def assert_true(model: ir.Model, feeds: dict[str, Any]) -> int:
     proto = onnx.ModelProto()
     proto.CopyFrom(ir.to_proto(model, external=lambda _v, _p: False))
     listed = {o.name for o in proto.graph.output}
-    values = {
-        v.name or "": v for n in model.graph for v in n.outputs if v.name and n.domain == ""
-    }
+    values = {v.name or "": v for n in model.graph for v in n.outputs if v.name and n.domain == ""}
     proto.graph.output.extend(onnx.ValueInfoProto(name=k) for k in values if k not in listed)
     found = open_session(proto).run(feeds)
     # A symbol stands for one size, wherever it occurs.
@@ -108,11 +106,13 @@ def test_shared_models(shared_data: Path) -> None:
             assert assert_true(model, feeds) > 0
 
 
-# Declarations ------------------------------------------------------------------------------------
+# Declarations -----------------------------------------------------------------------------------
 
 
 def test_lying_value_info() -> None:
-    model = parse("g (float[2,3] x) => (float[3,2] y) <float[9,9] t> { t = Transpose(x) y = Neg(t) }")
+    model = parse(
+        "g (float[2,3] x) => (float[3,2] y) <float[9,9] t> { t = Transpose(x) y = Neg(t) }"
+    )
     assert made(model) == {"t": (3, 2), "y": (3, 2)}
 
 
@@ -141,7 +141,9 @@ def test_declared_shapes_of_unknown_operators_count() -> None:
 
 
 def test_negative_and_empty_dims_are_unknown() -> None:
-    proto = parser.parse_model(HEAD + "g (float[2,3] x) => (float[2,3] y) { t = Neg(x) y = Abs(t) }")
+    proto = parser.parse_model(
+        HEAD + "g (float[2,3] x) => (float[2,3] y) { t = Neg(x) y = Abs(t) }"
+    )
     dims = proto.graph.input[0].type.tensor_type.shape.dim
     dims[0].dim_value, dims[1].dim_param = -1, ""
     first, second = made(ir.load(proto))["t"] or ()
@@ -160,7 +162,9 @@ def test_two_unknown_dims_are_not_the_same() -> None:
 
 def test_defaults_that_callers_override_do_not_count() -> None:
     proto = parser.parse_model(
-        HEAD + "g (float[4] x, int64[2] s) => (float[a,b] z) <int64[2] s = {2,2}> { y = Reshape(x, s) z = Neg(y) }"
+        HEAD
+        + """g (float[4] x, int64[2] s) => (float[a,b] z) <int64[2] s = {2,2}> {
+            y = Reshape(x, s) z = Neg(y) }"""
     )
     model = ir.load(proto)
     assert all(not isinstance(d, int) for d in made(model)["y"] or ())
@@ -176,12 +180,13 @@ def test_sizes_computed_from_shapes() -> None:
     assert made(model)["y"] == ("N", 12)
 
 
-# Subgraphs ---------------------------------------------------------------------------------------
+# Subgraphs --------------------------------------------------------------------------------------
 
 
 def test_loop_whose_state_grows() -> None:
     model = parse("""g (float[1] x, int64 k) => (float[n] y, float[m] z) {
-        y, z = Loop(k, , x) <body = b (int64 i, bool c, float[1] s) => (bool on, float[2] r, float[1] o) {
+        y, z = Loop(k, , x) <body =
+            b (int64 i, bool c, float[1] s) => (bool on, float[2] r, float[1] o) {
             on = Identity(c) r = Concat<axis=0>(s, x) o = ReduceSum<keepdims=1>(r)
         }> }""")
     loop = model.graph[0]
@@ -205,12 +210,13 @@ def test_branches_of_different_shapes() -> None:
 
 def test_scan_slices_its_inputs() -> None:
     model = parse("""g (float[4] s, float[3,4] x) => (float[a] y, float[b,c] z) {
-        y, z = Scan(s, x) <num_scan_inputs = 1, body = b (float[4] p, float[4] q) => (float[4] r, float[4] o) {
+        y, z = Scan(s, x) <num_scan_inputs = 1, body =
+            b (float[4] p, float[4] q) => (float[4] r, float[4] o) {
             r = Add(p, q) o = Abs(r) }> }""")
     assert made(model) == {"y": (4,), "z": (3, 4)}
 
 
-# Robustness --------------------------------------------------------------------------------------
+# Robustness -------------------------------------------------------------------------------------
 
 
 def test_one_operator_that_onnx_cannot_digest_hides_nothing_else() -> None:
@@ -222,7 +228,9 @@ def test_one_operator_that_onnx_cannot_digest_hides_nothing_else() -> None:
 
 def test_large_integer_vectors_do_not_become_symbols() -> None:
     """onnx invents a symbol for each element of an input that may be a shape."""
-    model = parse("g (float[4] x, int64[4611686018427387904] s) => (float[n] y) { y = Slice(x, s, s) }")
+    model = parse(
+        "g (float[4] x, int64[4611686018427387904] s) => (float[n] y) { y = Slice(x, s, s) }"
+    )
     assert ir.static_shape(model.graph.inputs[1]) == (1 << 62,)
 
 
@@ -248,7 +256,10 @@ def test_weights_do_not_travel() -> None:
 
 
 def test_types_are_inferred_along() -> None:
-    model = parse("""g (float[4] x) => (int64[n] y) { h = Cast<to=10>(x) b = Less(h, h) i = Cast<to=7>(b) y = Neg(i) }""")
+    model = parse(
+        """g (float[4] x) => (int64[n] y) {
+            h = Cast<to=10>(x) b = Less(h, h) i = Cast<to=7>(b) y = Neg(i) }"""
+    )
     assert [n.outputs[0].dtype for n in model.graph] == [
         ir.DataType.FLOAT16, ir.DataType.BOOL, ir.DataType.INT64, ir.DataType.INT64,
     ]  # fmt: skip
@@ -267,6 +278,8 @@ def test_sequence_values_have_no_shape() -> None:
     graph = helper.make_graph(
         [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])], [seq]
     )
-    model = ir.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    model = ir.load(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
     value = model.graph.outputs[0]
     assert (ir.dims(value), ir.rank(value), ir.static_shape(value)) == (None, None, None)

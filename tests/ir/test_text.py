@@ -5,12 +5,14 @@ from __future__ import annotations
 from graphopt import ir
 
 TEXT = """<ir_version: 8, opset_import: ["": 17, "private": 1]>
-g (float[N,3] x, bool c) => (float[N,3] y, seq(float[M]) z) <float[3] w = {1,2,3}, int64[1] axes = {0}> {
+g (float[N,3] x, bool c) => (float[N,3] y, seq(float[M]) z)
+<float[3] w = {1,2,3}, int64[1] axes = {0}> {
     a = Unsqueeze(x, axes)
     b = Squeeze(a, axes)
     s = If(c) <then_branch = t () => (float[N,3] p) { p = Add(b, w) },
                else_branch = e () => (float[N,3] q) { q = LeakyRelu<alpha = 0.5>(b) }>
-    y, _ = private.Thing<f = 1.5, i = 2, n = [1, 2], s = "text", ss = ["a", "b"], t = float[1] {1}>(s, , w)
+    y, _ = private.Thing<
+        f = 1.5, i = 2, n = [1, 2], s = "text", ss = ["a", "b"], t = float[1] {1}>(s, , w)
     z = SplitToSequence(y)
 }"""
 
@@ -43,12 +45,15 @@ def test_golden_text() -> None:
 
 
 def test_order_of_initializers_and_attributes_does_not_matter() -> None:
-    swapped = TEXT.replace("float[3] w = {1,2,3}, int64[1] axes = {0}", "int64[1] axes = {0}, float[3] w = {1,2,3}")
+    swapped = TEXT.replace(
+        "float[3] w = {1,2,3}, int64[1] axes = {0}", "int64[1] axes = {0}, float[3] w = {1,2,3}"
+    )
     swapped = swapped.replace("f = 1.5, i = 2", "i = 2, f = 1.5")
     assert swapped != TEXT
     assert ir.dump(ir.parse_text(swapped)) == EXPECTED
 
 
 def test_defaults_of_inputs_are_marked() -> None:
-    text = '<ir_version: 8, opset_import: ["": 17]> g (float[1] x, float[1] w) => (float[1] y) <float[1] w = {1}> { y = Add(x, w) }'
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1] x, float[1] w) => (float[1] y) <float[1] w = {1}> { y = Add(x, w) }"""
     assert "  default %w: float[1]\n" in ir.dump(ir.parse_text(text))

@@ -27,7 +27,11 @@ def model() -> ir.Model:
 
 def value(model: ir.Model, name: str) -> ir.Value:
     for graph in ir.all_graphs(model):
-        for found in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+        for found in (
+            *graph.inputs,
+            *graph.initializers.values(),
+            *(v for n in graph for v in n.outputs),
+        ):
             if found.name == name:
                 return found
     raise KeyError(name)
@@ -70,7 +74,7 @@ def _node_of_two_graphs(m: ir.Model) -> None:
 
 
 def _output_that_points_elsewhere(m: ir.Model) -> None:
-    m.graph[0].outputs[0]._producer = m.graph[2]  # noqa: SLF001 - nothing public can do this
+    m.graph[0].outputs[0]._producer = m.graph[2]  # nothing public can do this
 
 
 def _initializer_under_another_name(m: ir.Model) -> None:
@@ -89,51 +93,82 @@ def _shared_subgraph(m: ir.Model) -> None:
 
 BREAKS: dict[str, tuple[Break, str]] = {
     "use before definition": (_swap_first_nodes, r"%a is used before or outside its definition"),
-    "use outside its scope": (_use_of_inner_value, r"input 0 of Abs that makes %y: %s is used before"),
+    "use outside its scope": (
+        _use_of_inner_value,
+        r"input 0 of Abs that makes %y: %s is used before",
+    ),
     "foreign value": (
         lambda m: m.graph[0].replace_input_with(0, onnx_ir.Value(name="foreign")),
         r"input 0 of Add that makes %a: %foreign is used before",
     ),
     "missing name": (lambda m: setattr(value(m, "a"), "name", ""), r"output 0 of Add has no name"),
-    "name twice": (lambda m: setattr(value(m, "a"), "name", "x"), r"%x is defined twice \(output 0 of Add"),
+    "name twice": (
+        lambda m: setattr(value(m, "a"), "name", "x"),
+        r"%x is defined twice \(output 0 of Add",
+    ),
     "name of an inner value": (
-        lambda m: setattr(value(m, "s"), "name", "x"), r"%x is defined twice \(output 0 of Neg"
+        lambda m: setattr(value(m, "s"), "name", "x"),
+        r"%x is defined twice \(output 0 of Neg",
     ),
     "name in both branches": (
-        lambda m: setattr(value(m, "q"), "name", "s"), r"%s is defined twice \(output 0 of Mul"
+        lambda m: setattr(value(m, "q"), "name", "s"),
+        r"%s is defined twice \(output 0 of Mul",
     ),
     "name of an initializer": (
-        lambda m: setattr(value(m, "v"), "name", "a"), r"%a is defined twice \(initializer"
+        lambda m: setattr(value(m, "v"), "name", "a"),
+        r"%a is defined twice \(initializer",
     ),
-    "no data": (lambda m: setattr(value(m, "w"), "const_value", None), r"initializer %w has no data"),
-    "initializer under another name": (_initializer_under_another_name, "registered as 'other' is named 'w'"),
-    "missing input": (lambda m: m.graph[0].replace_input_with(1, None), r"Add that makes %a lacks its input 1"),
-    "missing last input": (lambda m: m.graph[0].resize_inputs(1), r"Add that makes %a lacks its input 1"),
+    "no data": (
+        lambda m: setattr(value(m, "w"), "const_value", None),
+        r"initializer %w has no data",
+    ),
+    "initializer under another name": (
+        _initializer_under_another_name,
+        "registered as 'other' is named 'w'",
+    ),
+    "missing input": (
+        lambda m: m.graph[0].replace_input_with(1, None),
+        r"Add that makes %a lacks its input 1",
+    ),
+    "missing last input": (
+        lambda m: m.graph[0].resize_inputs(1),
+        r"Add that makes %a lacks its input 1",
+    ),
     "use by a removed node": (_remove_without_detaching, r"%y: stale use by Clip"),
     "use by a removed branch": (_remove_if_with_its_branches, r"%a: stale use by (Neg|Mul)"),
     "node of another graph": (_node_of_two_graphs, r"Add '.*' thinks it is in another graph"),
-    "output of another node": (_output_that_points_elsewhere, r"%a: link to its producer is broken"),
+    "output of another node": (
+        _output_that_points_elsewhere,
+        r"%a: link to its producer is broken",
+    ),
     "one subgraph in two places": (_shared_subgraph, r"%s is defined twice"),
     "output gone": (lambda m: m.graph.outputs.pop(), r"graph output %z of the source is gone"),
     "input gone": (lambda m: m.graph.inputs.pop(), r"graph input %c of the source is gone"),
     "input renamed": (
-        lambda m: setattr(value(m, "x"), "name", "x2"), r"graph input %x of the source is gone"
+        lambda m: setattr(value(m, "x"), "name", "x2"),
+        r"graph input %x of the source is gone",
     ),
     "output added": (
-        lambda m: m.graph.outputs.append(value(m, "a")), r"graph output %a is not in the source"
+        lambda m: m.graph.outputs.append(value(m, "a")),
+        r"graph output %a is not in the source",
     ),
     "input added": (
-        lambda m: m.graph.inputs.append(onnx_ir.Value(name="more")), r"graph input %more is not in the"
+        lambda m: m.graph.inputs.append(onnx_ir.Value(name="more")),
+        r"graph input %more is not in the",
     ),
     "outputs swapped": (
         lambda m: m.graph.outputs.append(m.graph.outputs.pop(0)),
         r"the graph outputs are \['z', 'y'\], in the source they are \['y', 'z'\]",
     ),
-    "inputs swapped": (lambda m: m.graph.inputs.append(m.graph.inputs.pop(0)), r"the graph inputs are"),
-    "output repeated": (
-        lambda m: m.graph.outputs.append(m.graph.outputs[0]), r"the graph outputs are \['y', 'z', 'y'\]"
+    "inputs swapped": (
+        lambda m: m.graph.inputs.append(m.graph.inputs.pop(0)),
+        r"the graph inputs are",
     ),
-}  # fmt: skip
+    "output repeated": (
+        lambda m: m.graph.outputs.append(m.graph.outputs[0]),
+        r"the graph outputs are \['y', 'z', 'y'\]",
+    ),
+}
 
 
 def test_a_sound_model(model: ir.Model) -> None:
@@ -195,7 +230,9 @@ def test_deep_nesting_costs_no_more_than_its_size() -> None:
                 f" else_branch = e () => (float[4] q{i}) {{ q{i} = Exp(x) }}>"
             )
         head = '<ir_version: 8, opset_import: ["": 17]>'
-        model = ir.parse_text(f"{head} g (float[4] x, bool c) => (float[4] p{depth - 1}) {{ {body} }}")
+        model = ir.parse_text(
+            f"{head} g (float[4] x, bool c) => (float[4] p{depth - 1}) {{ {body} }}"
+        )
         count = 0
 
         def count_call(*_: object) -> None:

@@ -220,3 +220,16 @@ def test_external_data(tmp_path: Path) -> None:
     assert result.report.oracle["verdict"] == "equal"
     ir.save(result.model, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").stat().st_size < 2.1 * weight.nbytes
+
+
+@pytest.mark.parametrize("opset", [9, 13, 14, 17])
+def test_running_statistics_of_a_normalization_that_trains(opset: int) -> None:
+    """ONNX Runtime writes the new statistics over the old ones, wherever those are."""
+    outputs, mode = ("a, m, v", "<training_mode = 1>") if opset >= 14 else ("a, m, v, s, t", "")
+    text = f"""<ir_version: 7, opset_import: ["": {opset}]>
+    g (float[2,3] x) => (float[2,3] y) <float[3] scale = {{1, 1, 1}}, float[3] bias = {{0, 0, 0}},
+        float[3] mean = {{0, 0, 0}}, float[3] var = {{1, 1, 1}}> {{
+        {outputs} = BatchNormalization{mode}(x, scale, bias, mean, var)
+        y = Relu(a)
+    }}"""
+    check_pass(DeduplicateInitializers(), text, None)
