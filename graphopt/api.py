@@ -115,8 +115,8 @@ def save(
     >>> model = load("models/digits_resnet.onnx")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     files = save(model, f"{folder}/net.onnx", external_data=True)
-    >>> [file.name for file in files]
-    ['net.onnx', 'net.onnx.data']
+    >>> print(*(file.name for file in files))
+    net.onnx net.onnx.data
 
     Args:
         model: Model to write.

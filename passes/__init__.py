@@ -68,8 +68,8 @@ PIPELINES = {
     "O0": "",
     # What is of no use to anybody.
     "cleanup": (
-        "eliminate-dead,eliminate-identity,eliminate-noop,eliminate-common-subexpressions,"
-        "deduplicate-initializers,remove-unused-opsets"
+        "eliminate-dead,eliminate-identity,eliminate-noop,deduplicate-initializers,"
+        "eliminate-common-subexpressions,remove-unused-opsets"
     ),
     # What can be computed now; a folded branch or shape lets the next round fold more.
     "fold": (

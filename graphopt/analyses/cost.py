@@ -34,6 +34,8 @@ _GATES = frozenset({"LSTM", "GRU", "RNN"})
 _HEAVY = _MATMUL | _GATES | set(_CONV) | {
     "Attention", "ConvTranspose", "Einsum", "Gemm", "MultiHeadAttention",
 }  # fmt: skip
+# These read as much of their first input as they return.
+_PARTIAL = frozenset({"Gather", "GatherElements", "GatherND", "Slice", "Split"})
 _SIZELESS = (ir.DataType.STRING, ir.DataType.UNDEFINED)
 
 
@@ -96,7 +98,10 @@ class Cost:
             return _NOTHING
         moved = 0
         known = self._nbytes
-        for value in (*node.inputs, *node.outputs):
+        values = (*node.inputs, *node.outputs)
+        if node.op_type in _PARTIAL and not node.domain:
+            values = (*node.inputs[1:], *node.outputs, *node.outputs)  # read what it returns
+        for value in values:
             if value is not None:
                 size = known.get(value)
                 moved += self._bytes(value) if size is None else size

@@ -91,5 +91,6 @@ def _show(out: Console, found: BisectResult) -> None:
     print_line(
         out, f"first bad action: {found.index} of {found.actions}: {found.action}", "bold red"
     )
+    print_line(out, f"in the pass: {found.within}")
     print_line(out, f"after it: {found.reason}")
     print_line(out, f"found in {found.runs} runs")

@@ -61,6 +61,10 @@ __all__ = ["command", "optimize"]
     "--external-data/--inline", default=None,
     help="Weights in a file of their own, or in the model; by default as in MODEL, and above 2 GB.",
 )  # fmt: skip
+@click.option(
+    "--require-verified", is_flag=True,
+    help="Write nothing where outputs cannot be compared; exit code 4.",
+)  # fmt: skip
 @seed_option
 @click.option("--dump", type=click.Path(), metavar="DIR", help="Write the model after each change.")
 @click.option(
@@ -82,6 +86,7 @@ def command(
     dump: str | None,
     reproducer: str | None,
     json_file: str | None,
+    require_verified: bool,
     verbose: bool,
     quiet: bool,
     **options: Any,
@@ -95,7 +100,8 @@ def command(
     settings = _settings(level, passes, config, options)
     optimize(
         settings, Path(model), Path(destination), external_data=external_data, dump=dump,
-        reproducer=reproducer, json_file=json_file, verbose=verbose, quiet=quiet,
+        reproducer=reproducer, require_verified=require_verified, json_file=json_file,
+        verbose=verbose, quiet=quiet,
     )  # fmt: skip
 
 
@@ -128,6 +134,7 @@ def optimize(
     external_data: bool | None = None,
     dump: str | None = None,
     reproducer: str | None = None,
+    require_verified: bool = False,
     json_file: str | None = None,
     verbose: bool = False,
     quiet: bool = False,
@@ -141,6 +148,7 @@ def optimize(
         external_data: Whether weights go into a file of their own.
         dump: Folder for the model as text after each change.
         reproducer: Folder for what reproduces a failure.
+        require_verified: Whether to write nothing where outputs could not be compared.
         json_file: Where the report goes as JSON.
         verbose: Report what found nothing to do, too.
         quiet: Print nothing.
@@ -155,10 +163,20 @@ def optimize(
     check_json(json_file, model, destination)
     for folder in (dump, reproducer):
         _check_folder(folder)
-    keeper = None if reproducer is None else Reproducer(reproducer)
+    keeper = None
+    if reproducer is not None:
+        keeper = Reproducer(
+            reproducer,
+            data=config.data,
+            target=config.target,
+            objective=config.objective,
+            allow_growth=config.allow_growth,
+            seeds=config.seeds,
+        )
     try:
         with busy(f"reading {model.name}") as say:
             result, source_bytes = _run(config, model, dump, keeper, say)
+            _check_verified(result, require_verified=require_verified)
             say(f"writing {destination.name}")
             files = api.save(result.model, destination, external_data=external_data)
         data = {
@@ -172,6 +190,21 @@ def optimize(
     finally:
         if keeper is not None and keeper.written is not None:
             click.echo(f"what reproduces the first failure is in {keeper.written}", err=True)
+
+
+def _check_verified(result: Result, *, require_verified: bool) -> None:
+    """Say it where nobody misses it: also with --quiet, and before anything is written."""
+    from graphopt.errors import VerificationError
+
+    oracle = result.report.oracle
+    if oracle.get("verdict") == "unavailable":
+        reason = f"outputs were not compared: {oracle['reason']}"
+        if require_verified:
+            raise VerificationError(reason)
+        click.echo(f"warning: {reason}", err=True)
+    for record in result.report.reverted:
+        if "changed the numbers" in (record.reason or ""):
+            click.echo(f"warning: {record.name} was undone: it {record.reason}", err=True)
 
 
 def _run(

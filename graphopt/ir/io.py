@@ -46,8 +46,7 @@ def load(source: Source, *, directory: str | os.PathLike[str] | None = None) -> 
 
     Raises:
         FrontendError: The file cannot be read, is not an ONNX model, is truncated, uses a value
-        that
-            nothing defines, or its external data is missing, truncated or outside its folder.
+            that nothing defines, or its external data is missing, truncated or outside its folder.
     """
     base = None if directory is None else Path(directory).absolute()
     with gc_paused():

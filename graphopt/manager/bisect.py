@@ -25,6 +25,7 @@ class BisectResult:
 
     Attributes:
         action: The first bad action, such as ``"fuse-conv-bn at %y"``; None if all is good.
+        within: The pass it belongs to; None if all is good.
         index: Its number, counted from 1; 0 if all is good.
         actions: Number of actions of the whole pipeline.
         runs: How often the pipeline was run.
@@ -32,6 +33,7 @@ class BisectResult:
     """
 
     action: str | None
+    within: str | None
     index: int
     actions: int
     runs: int
@@ -83,7 +85,7 @@ def bisect(
     reason, fuel = attempt(_ALL)
     total = fuel.count
     if reason is None:
-        return BisectResult(None, 0, total, runs, None)
+        return BisectResult(None, None, 0, total, runs, None)
     low, high = 0, total
     while high - low > 1:
         middle = (low + high) // 2
@@ -93,7 +95,7 @@ def bisect(
         else:
             high, reason = middle, found
     _, fuel = attempt(high)
-    return BisectResult(fuel.last, high, total, runs, reason)
+    return BisectResult(fuel.last, fuel.within, high, total, runs, reason)
 
 
 def _oracle(

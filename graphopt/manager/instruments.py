@@ -7,10 +7,11 @@ import functools
 import json
 import os
 import platform
+import shutil
 import traceback
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
 from graphopt.errors import ConfigError
@@ -70,14 +71,19 @@ class Fuel(Instrument):
         limit: Actions that may happen.
         count: Actions that asked.
         last: The last action that was let through.
+        within: The pass it belongs to.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.count, self.last = limit, 0, ""
+        self.limit, self.count, self.last, self.within = limit, 0, "", ""
 
     def before_run(self, pipeline: Pipeline, model: ir.Model) -> None:
         """Start counting."""
-        self.count, self.last = 0, ""
+        self.count, self.last, self.within = 0, "", ""
+
+    def before_pass(self, each: Pass, model: ir.Model) -> None:
+        """Remember the pass that rewrites belong to."""
+        self.within = str(each)
 
     def should_run(self, action: str) -> bool:
         """Count the action; allow it below the limit."""
@@ -130,15 +136,28 @@ class Dump(Instrument):
 class Reproducer(Instrument):
     """Writes a folder that reproduces the first failure.
 
-    It holds the input model, the pipeline up to the failing pass, versions, the traceback, the
-    model as text as the pass left it, and ``repro.py``, which runs it.
+    It holds the input model, the samples, the pipeline up to the failing pass, versions, the
+    traceback, the model as text as the pass left it, and ``repro.py``, which runs it.
+
+    Args:
+        directory: The folder; made when it is needed.
+        data: The samples that outputs were compared on, a file or a folder; they are copied.
+        **options: Further arguments of the pass manager, such as ``target`` and ``seeds``.
 
     Attributes:
         written: The folder, once a failure was met.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        data: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
         self.directory = Path(directory)
+        self._data = None if data is None else Path(data)
+        self._options = options
         self.written: Path | None = None
         self._input: ir.Model | None = None
         self._done: list[str] = []
@@ -163,17 +182,32 @@ class Reproducer(Instrument):
             self._text("versions.json", json.dumps(versions(), indent=2))
             self._text("traceback.txt", "".join(traceback.format_exception(error)))
             self._text("after.txt", ir.dump(model))
-            self._text("repro.py", _REPRO)
+            self._text("repro.py", self._script())
         except OSError as e:
             raise ConfigError(f"cannot write to {self.directory}: {e.strerror or e}") from e
         self.written = self.directory
+
+    def _script(self) -> str:
+        options = {"oracle": "each", "on_mismatch": "raise", **self._options}
+        lines = "".join(f"    {key}={value!r},\n" for key, value in options.items())
+        if self._data is not None:
+            copy = self.directory / f"data{self._data.suffix}"
+            if self._data.is_dir():
+                shutil.copytree(self._data, copy, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(self._data, copy)
+            lines += f"    data=graphopt.calibration.load_data(here / {copy.name!r}, model),\n"
+        return _REPRO.replace("    OPTIONS\n", lines)
 
     def _text(self, name: str, text: str) -> None:
         (self.directory / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
 _REPRO = '''\
-"""Reproduce the failure that traceback.txt shows."""
+"""Reproduce the failure that traceback.txt shows.
+
+A pass that a script registers has to be imported here first.
+"""
 
 from pathlib import Path
 
@@ -181,7 +215,9 @@ import graphopt
 
 here = Path(__file__).parent
 pipeline = (here / "pipeline.txt").read_text().strip()
-graphopt.PassManager(pipeline, oracle="each", on_mismatch="raise").run(
-    graphopt.load(here / "input.onnx")
-)
+model = graphopt.load(here / "input.onnx")
+graphopt.PassManager(
+    pipeline,
+    OPTIONS
+).run(model)
 '''

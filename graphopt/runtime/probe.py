@@ -164,8 +164,9 @@ def probes(
     found = [Probe(s, "data") for s in samples if accept(s)]
     seeds = tuple(seeds) or (0,)
     chosen = _choose(specs, seeds[0], settings, accept)
-    for setting, turn, variant, first in chosen:
-        found.append(Probe(first, "made", seeds[0], _dims(specs, setting)))
+    for i, (setting, turn, variant, first) in enumerate(chosen):
+        feeds = _wide(first, accept) if i else first
+        found.append(Probe(feeds, "made", seeds[0], _dims(specs, setting)))
         for seed in seeds[1:]:
             feeds = _make(specs, setting, turn, variant, seed)
             if accept(feeds):
@@ -175,8 +176,23 @@ def probes(
         setting, turn, variant, _ = chosen[0]
         feeds = _make(specs, setting, turn, variant, max(seeds) + extra)
         if accept(feeds):
+            feeds = _wide(feeds, accept)
             found.append(Probe(feeds, "made", max(seeds) + extra, _dims(specs, setting)))
     return found
+
+
+def _wide(feeds: Feeds, accept: Callable[[Feeds], bool]) -> Feeds:
+    """The same inputs with large values, where the model has an answer to them.
+
+    Values near zero never reach the bounds of a Clip, and a rewrite that loses them goes unseen.
+    """
+    wide = dict(feeds)
+    for name, value in feeds.items():
+        real = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size
+        if real and value.min() < 0 < value.max():
+            wide[name] = (value * _WIDE).astype(value.dtype)
+    changed = any(wide[name] is not feeds[name] for name in feeds)
+    return wide if changed and accept(wide) else feeds
 
 
 def _choose(
@@ -329,6 +345,7 @@ def _evaluate(formula: str, sizes: Mapping[str, int]) -> int | None:
     return walk(tree)
 
 
+_WIDE = 8
 _MOST_ELEMENTS = 100_000_000
 
 

@@ -34,8 +34,8 @@ class DeduplicateInitializers(Pass):
     Example: ``const a = [1, 2]; const b = [1, 2]; y = Add(Mul(x, a), b)`` ->
     ``const a = [1, 2]; y = Add(Mul(x, a), a)``
 
-    Declines when: The initializer is the default of a graph input, a graph output, or a running mean
-    or variance of a BatchNormalization that trains: ONNX Runtime writes over those.
+    Declines when: The initializer is the default of a graph input, a graph output, or a running
+    mean or variance of a BatchNormalization that trains: ONNX Runtime writes over those.
 
     References: Equal content is found as in Bobbarjung et al., Improving Duplicate Elimination in
     Storage Systems, ACM TOS 2006: cheap keys first, digests for what they leave.

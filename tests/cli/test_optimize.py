@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import graphopt
+from graphopt import ir
 from graphopt.manager.report import PassRecord, Report
 
 if TYPE_CHECKING:
@@ -288,3 +289,19 @@ def test_wrong_configurations(run: Run, tmp_path: Path, text: str, message: str)
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert leftovers(tmp_path) == ["pipeline.toml"]
+
+
+def test_outputs_that_cannot_be_compared_are_warned_of(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "private.onnx"
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17, "private" : 1]>\n'
+        "g (float[2] a) => (float[2] y) { p = Identity(a)  y = private.Secret(p) }"
+    )
+    model.write_bytes(ir.to_bytes(ir.parse_text(text)))
+    done = run("optimize", model, "-o", tmp_path / "out.onnx", "-q")
+    assert done.code == 0
+    assert done.err.startswith("warning: outputs were not compared: ")
+    refused = run("optimize", model, "-o", tmp_path / "none.onnx", "-q", "--require-verified")
+    assert refused.code == 4
+    assert "outputs were not compared" in refused.err
+    assert not (tmp_path / "none.onnx").exists()

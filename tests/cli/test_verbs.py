@@ -276,14 +276,15 @@ def test_one_pass(run: Run) -> None:
 def test_bisect(run: Run, resnet: Path) -> None:
     done = run("bisect", resnet, "--passes", "eliminate-noop,fuse-batch-norm,wrong-relu")
     assert (done.code, done.err) == (4, "")
-    first, second, third = done.out.splitlines()
+    first, place, second, third = done.out.splitlines()
+    assert place == "in the pass: wrong-relu"
     assert first.startswith("first bad action: ")
     assert "relu-to-sigmoid at %" in first or "relu_to_sigmoid at %" in first
     assert second.startswith("after it: logits[0, ")
     assert third.startswith("found in ")
     data = json.loads(run("bisect", resnet, "--passes", "raises", "--json", "-").out)
     assert set(data) == {
-        "schema", "model", "pipeline", "action", "index", "actions", "runs", "reason",
+        "schema", "model", "pipeline", "action", "within", "index", "actions", "runs", "reason",
     }  # fmt: skip
     assert data["schema"] == "graphopt.bisect/1"
     assert (data["action"], data["index"], data["actions"]) == ("pass raises", 1, 1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphopt import (
@@ -158,3 +159,16 @@ def test_an_instrument_sees_and_keeps_things_from_happening() -> None:
     result = PassManager(Drop(), instruments=(watch,)).run(chain(3, bad=9))
     assert watch.seen == ["pass drop", "drop at %t1", "drop at %t2", "after drop: ok", "done"]
     assert len(list(result.model.graph)) == 3
+
+
+def test_reproducer_keeps_samples_and_options(tmp_path: Path) -> None:
+    samples = tmp_path / "samples.npz"
+    np.savez(samples, t0=np.zeros((2, 4), np.float32))
+    folder = tmp_path / "repro"
+    keeper = Reproducer(folder, data=samples, seeds=(5,), target="cpu-x64")
+    PassManager(Boom(), instruments=(keeper,)).run(chain(3, bad=9))
+    script = (folder / "repro.py").read_text()
+    assert "seeds=(5,)" in script
+    assert "target='cpu-x64'" in script
+    assert (folder / "data.npz").read_bytes() == samples.read_bytes()
+    compile(script, "repro.py", "exec")
