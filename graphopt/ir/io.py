@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -247,6 +248,15 @@ def _check_weights(model: Model) -> None:
                 raise StructureError(f"%{value.name} has no element type")
             if any(isinstance(d, int) and d < 0 for d in value.shape or ()):
                 raise StructureError(f"%{value.name} has a negative dimension")
+            raw = getattr(value.const_value, "raw", None)
+            if isinstance(raw, onnx.TensorProto) and raw.HasField("raw_data"):
+                count = math.prod(d for d in value.shape or () if isinstance(d, int))
+                need = math.ceil(count * value.dtype.bitwidth / 8)
+                # The size of the message is known without copying the data out of it.
+                if raw.ByteSize() < need:
+                    raise StructureError(
+                        f"initializer %{value.name} lacks data: its shape asks for {need} bytes"
+                    )
 
 
 def _declare(model: Model, source: Origin, graph: onnx.GraphProto) -> None:

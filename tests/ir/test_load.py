@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
@@ -318,13 +319,15 @@ def test_operator_that_nobody_knows() -> None:
     assert anew.graph.output == proto.graph.output
 
 
-def test_a_node_that_makes_nothing(roundtrip: Check) -> None:
+def test_a_node_that_makes_nothing() -> None:
     """ONNX Runtime does not even ask whether it has the inputs it needs."""
     branch = helper.make_graph([], "b", [], [info("w", [1])])
     branch.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "w"))
     proto = text("g (float[4] x) => (float[4] y) { y = Neg(x) }")
     proto.graph.node.append(helper.make_node("If", [], [], then_branch=branch, else_branch=branch))
-    roundtrip(proto, {"x": X})
+    model = ir.load(proto)
+    assert ir.opaque(model) is None
+    assert [n.op_type for n in model.graph] == ["Neg", "If"]
 
 
 def test_default_of_an_input_with_a_symbolic_dim(roundtrip: Check) -> None:
@@ -429,23 +432,23 @@ SMALL_TYPES = [
 @pytest.mark.parametrize("dtype", SMALL_TYPES, ids=lambda d: np.dtype(d).name)
 def test_initializers_of_rare_types(dtype: Any, raw: bool, count: int) -> None:
     data = np.array([1, 0, 1, 1][:count]).astype(dtype)
-    kind = helper.np_dtype_to_tensor_dtype(data.dtype)
+    kind = int(ir.DataType.from_numpy(data.dtype))
     if raw:
-        tensor = numpy_helper.from_array(data, "w")
+        tensor = onnx_ir.to_proto(ir.tensor(data, name="w"))
     else:
         wide = data.astype(np.complex64 if data.dtype.kind == "c" else np.float32)
-        tensor = helper.make_tensor("w", kind, [count], wide.tolist())
-    proto = model_of(
-        [helper.make_node("Identity", ["w"], ["y"])], [], [info("y", [count], kind)],
-        opsets={"": 25}, ir_version=13,
-    )  # fmt: skip
+        try:
+            tensor = helper.make_tensor("w", kind, [count], wide.tolist())
+        except (KeyError, TypeError, ValueError):
+            pytest.skip("this version of onnx cannot make such a tensor")
+    node = helper.make_node("Identity", ["w"], ["y"])
+    proto = model_of([node], [], [info("y", [count], kind)], opsets={"": 21}, ir_version=10)
     proto.graph.initializer.append(tensor)
     model = ir.load(proto)
     assert ir.opaque(model) is None
-    anew = ir.to_proto(model, external=lambda _v, _p: False)
-    (got,) = anew.graph.initializer
+    (got,) = ir.to_proto(model, external=lambda _v, _p: False).graph.initializer
     assert (got.data_type, list(got.dims)) == (kind, [count])
-    assert numpy_helper.to_array(got).tobytes() == data.tobytes()
+    assert onnx_ir.from_proto(got).numpy().tobytes() == data.tobytes()
     read = ir.array(model.graph.initializers["w"])
     assert (read.dtype, read.tobytes()) == (data.dtype, data.tobytes())
 
@@ -539,8 +542,9 @@ def test_annotations_survive_being_written(roundtrip: Check) -> None:
         holder.metadata_props.add(key="key", value=type(holder).__name__)
     note = proto.graph.quantization_annotation.add(tensor_name="y")
     note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
-    proto.configuration.add(name="two", num_devices=2)
-    proto.graph.node[0].device_configurations.add(configuration_id="two")
+    if "configuration" in onnx.ModelProto.DESCRIPTOR.fields_by_name:  # since onnx 1.18
+        proto.configuration.add(name="two", num_devices=2)
+        proto.graph.node[0].device_configurations.add(configuration_id="two")
     model = roundtrip(proto, {"x": X})
     for same in (model, ir.clone(model)):
         assert ir.to_proto(same, external=lambda _v, _p: False) == proto
@@ -593,13 +597,12 @@ def test_sources(tmp_path: Any) -> None:
     assert ir.load(loaded) is not loaded
 
 
-def test_an_onnx_ir_model_is_copied_and_keeps_its_interface(roundtrip: Check) -> None:
-    import onnx_ir
-
-    source = onnx_ir.from_proto(
-        text("""g (float["batch size"] x) => (float[k] y) {
+def test_an_onnx_ir_model_is_copied_and_keeps_its_interface() -> None:
+    """Here with its nodes out of order, which onnx_ir cannot clone."""
+    proto = text("""g (float[N] x) => (float[k] y) {
         y = Neg(b) b = Mul(x, a) a = Constant<value_float=2.0>() }""")
-    )
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch size"
+    source = onnx_ir.from_proto(proto)
     before = onnx_ir.to_proto(source).SerializeToString(deterministic=True)
     model = ir.load(source)
     assert [n.op_type for n in model.graph] == ["Mul", "Neg"]

@@ -140,7 +140,6 @@ def test_no_opset() -> None:
         ),
         ("g (float[4] x) => (float[4] y) { a = Add(x, y) y = Neg(a) }", "the graph has a cycle"),
         ("g (float[4] x) => (float[4] y) { y = Add(x) }", "Add that makes %y lacks its input 1"),
-        ("g (float[4] x) => (float[4] y) { y = Add(, x) }", "Add that makes %y lacks its input 0"),
         (
             """g (bool c, float[4] x) => (float[4] y) {
                 y = If(c) <then_branch = t () => (float[4] p) { p = Neg(x) inner = Abs(x) },
@@ -158,6 +157,12 @@ def test_no_opset() -> None:
 )
 def test_graphs_that_are_invalid(graph: str, reason: str) -> None:
     refused(parser.parse_model(HEAD + graph), "model is invalid: ", reason)
+
+
+def test_an_input_that_is_left_out() -> None:
+    proto = parser.parse_model(HEAD + "g (float[4] x) => (float[4] y) { y = Add(x, x) }")
+    proto.graph.node[0].input[0] = ""
+    refused(proto, "model is invalid: Add that makes %y lacks its input 0")
 
 
 @pytest.mark.parametrize("constant", [True, False])
@@ -219,7 +224,7 @@ def save_proto(proto: onnx.ModelProto, folder: Path, data: bytes | None = bytes(
         ({"location": "w.bin", "offset": -4}, "'w.bin' is truncated"),
         ({"location": "w.bin", "offset": "four"}, "m.onnx"),
         ({"location": "w.bin", "length": 12}, "12 bytes are declared, 16 needed for FLOAT[4]"),
-        ({"location": "w.bin", "length": -1}, "'w.bin' is truncated"),
+        ({"location": "w.bin", "length": -1}, "external data 'w.bin'"),
         ({"location": "w.bin", "offset": 1 << 62}, "'w.bin' is truncated"),
         ({"location": ""}, "no valid location"),
         ({}, "no valid location"),
@@ -304,3 +309,14 @@ def test_external_data_without_a_directory(where: str, tmp_path: Path) -> None:
     model = ir.load(proto, directory=tmp_path)
     inline = ir.to_proto(model, external=lambda _v, _p: False)
     assert bytes(range(16)) in inline.SerializeToString()
+
+
+def test_an_initializer_that_is_shorter_than_its_shape() -> None:
+    proto = parser.parse_model(GRAPH)
+    tensor = proto.graph.initializer[0]
+    data = np.array(tensor.float_data or [1, 2, 3, 4], np.float32).tobytes()
+    tensor.ClearField("float_data")
+    tensor.raw_data = data
+    ir.load(proto)
+    tensor.dims[0] = 9999
+    refused(proto, "model is invalid", "initializer %w lacks data", "39996 bytes")
