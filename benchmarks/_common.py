@@ -98,9 +98,13 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "python": platform.python_version(), "versions": found}
 
 
+_tables: list[str] = []  # what was shown, for benchmarks/summary.py
+
+
 def write_json(path: Path, payload: dict[str, Any]) -> None:
     """Write a result file (UTF-8, keys in the order given, NaN and infinity become null)."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    payload = {**payload, "tables": _tables}
     path.write_text(json.dumps(_finite(payload), indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {os.path.relpath(path)}")
 
@@ -142,7 +146,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
         return "  ".join(padded).rstrip()
 
     lines = [line([str(h) for h in headers]), "  ".join("-" * w for w in widths), *map(line, cells)]
-    return "\n".join(["", title, *lines] if title else ["", *lines])
+    text = "\n".join(["", title, *lines] if title else ["", *lines])
+    _tables.append(text)
+    return text
 
 
 def _cell(value: Any) -> str:

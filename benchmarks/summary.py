@@ -1,0 +1,58 @@
+"""Write the tables of benchmarks/results into docs/benchmarks.md.
+
+Run it after the benchmarks, so that the documentation says what they printed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+MARKED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+
+# Result file -> heading, and the command that makes it.
+SECTIONS = {
+    "corpus": ("Every ONNX node test, and the models in the onnx wheel", "corpus.py --tool "
+               "graphopt,onnxsim,onnxslim,onnxscript,onnxoptimizer"),
+    "corpus_free_dims": ("The same with every dimension symbolic",
+                         "corpus.py --free-dims --json benchmarks/results/corpus_free_dims.json"),
+    "real_models": ("Real models on real data", "real_models.py"),
+    "time_scale": ("Time and scale", "time_scale.py --rounds 5 --scale-tools graphopt"),
+    "large_model": ("2.4 GB of external data", "large_model.py"),
+    "fuzz": ("Random models through random pipelines, and wrong passes", "fuzz.py"),
+    "kill_save": ("Kills while saving in place", "kill_save.py"),
+    "startup": ("Start-up", "startup.py"),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Rewrite the page; returns 1 where a result file is missing."""
+    parts, missing = [], []
+    for name, (title, command) in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            missing.append(name)
+            continue
+        data = json.loads(path.read_text(encoding="utf-8"))
+        machine = data["environment"]
+        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+        tables = "\n\n".join(text.strip("\n") for text in data["tables"])
+        parts.append(
+            f"\n## {title}\n\n```console\n$ python benchmarks/{command}\n```\n\n"
+            f"```text\n{tables}\n```\n\n"
+            f"{machine['cpus']} CPUs, Python {machine['python']}, {versions}.\n"
+        )
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(MARKED.sub(lambda _: "".join(parts) + "\n", text), encoding="utf-8")
+    for name in missing:
+        print(f"no results: {name}")
+    return int(bool(missing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
