@@ -63,7 +63,7 @@ def _hint(name: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-_HELP = """Optimize trained neural networks in ONNX format, and prove that they stay the same.
+_HELP = """Optimize trained neural networks in ONNX format, and check that they stay the same.
 
 \b
 graphopt optimize model.onnx -o smaller.onnx --data samples.npz

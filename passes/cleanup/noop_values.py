@@ -79,6 +79,8 @@ def noop_one(m: Match, rw: Rewriter) -> ir.Value | None:
     """Times one, divided by one, to the power of one."""
     if not _keeps(m):
         return m.fail("it may broadcast")
+    if m.root.op_type == "Pow" and _is_integer(m[x]):
+        return m.fail("ONNX Runtime rounds powers of large integers to double")
     return m[x] if uniform(m[c], 1) else m.fail("the constant is not 1")
 
 
