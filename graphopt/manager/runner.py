@@ -230,7 +230,7 @@ class _Run:
             return
         if any(p.exactness is Exactness.LOSSY for p in attempt.effective):
             return
-        if attempt.size.bytes < 0.98 * self.before.bytes:
+        if attempt.size.bytes < 0.98 * self.before.bytes - _SLACK_BYTES:
             return
         before, after = file_bytes(self.source), file_bytes(attempt.model)
         if after <= before:
@@ -371,6 +371,7 @@ class _Attempt:
             if ctx.inferred:
                 ctx.invalidate()
                 self.version += 1  # what is known of the model, if not the model
+                self.costs = ctx[Cost].nodes
             return
         record.changed = True
         self.version += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -68,6 +69,7 @@ def _fuse(m: Match, rw: Rewriter, node: ir.Node) -> Replacement:
     if not is_float(inner.given):
         return m.fail("integers overflow in ways of their own")
     try:
+        _check_size(inner, outer)
         if node.op_type in ("Add", "Sub"):
             exact = inner.number * outer.sign + outer.number
             sign = inner.sign * outer.sign
@@ -109,6 +111,19 @@ def _step(node: ir.Node) -> _Step | None:
     return _Step(x, sign, number, given)
 
 
+def _check_size(inner: _Step, outer: _Step) -> None:
+    """Decline constants that do not fit together, or take more bytes together than apart."""
+    try:
+        shape = np.broadcast_shapes(inner.number.shape, outer.number.shape)
+    except ValueError:
+        raise Unfit("the constants do not fit together") from None
+    tensors = {value: ir.const(value) for value in (inner.given, outer.given)}
+    gone = sum(t.nbytes for value, t in tensors.items() if t is not None and only_use(value))
+    given = tensors[inner.given]
+    if given is not None and math.prod(shape) * given.dtype.itemsize > gone + _NODE_BYTES:
+        raise Unfit("the new constant would be larger than what it replaces")
+
+
 def _rounded(exact: Array, inner: _Step, outer: _Step) -> Array:
     """The new constant in the type of the two that it replaces."""
     old = ir.array(inner.given)
@@ -121,13 +136,6 @@ def _rounded(exact: Array, inner: _Step, outer: _Step) -> Array:
         precision = 2.0**-11
     if (error > precision * np.abs(exact)).any():
         raise Unfit("the constant would lose its precision")
-    gone = sum(
-        tensor.nbytes
-        for value in {inner.given, outer.given}
-        if only_use(value) and (tensor := ir.const(value)) is not None
-    )
-    if number.nbytes > gone + _NODE_BYTES:
-        raise Unfit("the new constant would be larger than what it replaces")
     return number
 
 

@@ -254,6 +254,7 @@ KEEPS = {
     "mul almost": ("float[2]", "float[2] k = {1,2}", "t = Mul(x, k)"),
     "one divided": ("float[N]", "float k = {1}", "t = Div(k, x)"),
     "one to the power": ("float[N]", "float k = {1}", "t = Pow(k, x)"),
+    "integers rounded to double": ("int64[N]", "int64 k = {1}", "t = Pow(x, k)"),
     "add 0.0": ("float[N]", "float k = {0}", "t = Add(x, k)"),
     "sub -0.0": ("float[N]", "float k = {-0.0}", "t = Sub(x, k)"),
     "zero minus": ("float[N]", "float k = {0}", "t = Sub(k, x)"),

@@ -122,6 +122,11 @@ def test_every_pair(
             {"p": np.ones((30, 1), np.float32), "q": np.ones(30, np.float32)},
             "larger",
         ),
+        (
+            "a = Mul(x, p) y = Mul(a, q)",  # it fails, if it ever runs
+            {"p": np.ones((2, 1), np.float32), "q": np.ones((3, 1), np.float32)},
+            "do not fit",
+        ),
         ("a = Mul(x, p) y = Add(a, p)", {"p": np.float32(2)}, ""),
         ("a = Mul(x, x) y = Mul(a, p)", {"p": np.float32(2)}, ""),
         ("a = Mul(x, p) y = Mul(a, p) z = Relu(a)", {"p": np.float32(2)}, ""),
