@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,13 @@ from onnx_ir import Graph, Model, Node, Value
 from graphopt.ir.graph import all_nodes, array, dims, opset, subgraphs
 from graphopt.ir.prepare import graphs
 
-__all__ = ["forget_after_slices", "slice_to_the_front", "sort_squeezed_axes", "tell_apart"]
+__all__ = [
+    "forget_after_slices",
+    "hide_attention",
+    "slice_to_the_front",
+    "sort_squeezed_axes",
+    "tell_apart",
+]
 
 _INT32_MAX = 2**31 - 1
 
@@ -75,6 +81,41 @@ def _data(tensor: onnx.TensorProto | None) -> np.ndarray[Any, Any] | None:
     if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
         return None
     return onnx.numpy_helper.to_array(tensor)
+
+
+def hide_attention(graph: onnx.GraphProto, found: Mapping[str, onnx.TypeProto]) -> bool:
+    """Let onnx not infer an Attention where it took sizes that are not numbers for 0.
+
+    That happens to the values of Attention if its last dimension is such a size, and to its product
+    of queries and keys. Type and rank are what the first inference found.
+
+    Args:
+        graph: What onnx is to infer again.
+        found: What it has inferred.
+
+    Returns:
+        Whether there is anything to infer again.
+    """
+    hidden = False
+    for each in graphs(graph):
+        declared = {info.name: info for info in each.output}
+        for node in each.node:
+            if node.op_type != "Attention" or node.domain:
+                continue
+            values = found.get(node.output[0])
+            last = values.tensor_type.shape.dim[-1:] if values is not None else ()
+            product = len(node.output) > 3 and node.output[3]
+            if not product and not any(d.HasField("dim_value") and not d.dim_value for d in last):
+                continue
+            hidden = True
+            node.op_type = "HiddenAttention"
+            for name in node.output:
+                if name in found:
+                    info = declared.get(name) or each.value_info.add(name=name)
+                    info.type.CopyFrom(found[name])
+                    for dim in info.type.tensor_type.shape.dim:
+                        dim.Clear()
+    return hidden
 
 
 def forget_after_slices(model: Model) -> None:

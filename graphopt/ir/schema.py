@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-__all__ = ["check_call", "default", "lookup", "required"]
+__all__ = ["check_call", "default", "first_opset", "lookup", "required"]
 
 
 @functools.cache
@@ -17,6 +17,20 @@ def lookup(domain: str, op_type: str, version: int) -> onnx.defs.OpSchema | None
         return onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:
         return None
+
+
+@functools.cache
+def first_opset(ir_version: int) -> int:
+    """The first opset of the default domain that came with an IR version, 7 for the oldest ones."""
+    released = [
+        (came_with, opset)
+        for (domain, opset), came_with in onnx.helper.OP_SET_ID_VERSION_MAP.items()
+        if domain == "ai.onnx" and opset >= 7
+    ]
+    return min(
+        (opset for came_with, opset in released if came_with >= ir_version),
+        default=max(opset for _, opset in released),
+    )
 
 
 @functools.cache

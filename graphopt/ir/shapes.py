@@ -10,6 +10,7 @@ from graphopt.ir import schema as _schema
 from graphopt.ir.graph import all_graphs, all_nodes, gc_paused, opset
 from graphopt.ir.misinferred import (
     forget_after_slices,
+    hide_attention,
     slice_to_the_front,
     sort_squeezed_axes,
     tell_apart,
@@ -80,6 +81,13 @@ def _infer(model: Model, foreign: dict[str, Value]) -> dict[str, onnx.TypeProto]
     if foreign:
         for graph in graphs(proto.graph):
             _declare(graph, foreign)
+    found = _run(proto)
+    if opset(model) >= 23 and hide_attention(proto.graph, found):
+        found = _run(proto)
+    return found
+
+
+def _run(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     try:
         result = onnx.shape_inference.infer_shapes(proto, check_type=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):

@@ -12,7 +12,7 @@ from graphopt import ir
 from graphopt.errors import StructureError
 from graphopt.ir.content import adopt_weights
 from graphopt.ir.origin import origin
-from graphopt.ir.schema import check_call
+from graphopt.ir.schema import check_call, first_opset
 from graphopt.rewrite.subgraphs import SubgraphVerbs, fresh_type
 
 __all__ = ["AttrValue", "Rewriter", "is_dead"]
@@ -175,6 +175,8 @@ class Rewriter(SubgraphVerbs):
         args = list(inputs)
         while args and args[-1] is None:
             args.pop()
+        if not domain and "" not in self._graph.opset_imports:
+            self._import_default_domain()
         version = self._graph.opset_imports.get(domain, 1)
         problem = check_call(domain, op_type, version, len(args), frozenset(merged))
         if problem is not None:
@@ -193,6 +195,12 @@ class Rewriter(SubgraphVerbs):
         self.created.append(node)
         self.on_touch(node)
         return node.outputs[0] if outputs is None else tuple(node.outputs)
+
+    def _import_default_domain(self) -> None:
+        """A model of nothing but other domains need not import it."""
+        version = first_opset(self.model.ir_version or 1)
+        for graph in ir.all_graphs(self.model):
+            graph.opset_imports.setdefault("", version)
 
     # How
 

@@ -83,3 +83,36 @@ def test_backwards_to_the_largest_number(end: int, left: int) -> None:
     with open_session(model) as session:
         assert session.run({"x": np.zeros(5, np.float32)})["y"].shape == (left,)
     assert [v.name for v in model.graph[0].inputs] == ["x", "a", "b", "d", "s"]
+
+
+ATTENTION = """g ({float} q, {float} k, {float} v) => (float[] y, float[] z) {{
+    a, b, c, s = Attention{attributes}(q, k, v)
+    y = Neg(a)
+    z = Neg(s)
+}}"""
+
+
+@pytest.mark.parametrize("width", ["W", 6])
+@pytest.mark.parametrize("product", [True, False])
+@pytest.mark.parametrize("rank", [3, 4])
+def test_attention_of_unknown_sizes(width: object, product: bool, rank: int) -> None:
+    text = ATTENTION.format(
+        float=f"float[B,S,{width}]" if rank == 3 else f"float[B,2,S,{width}]",
+        attributes="<q_num_heads = 2, kv_num_heads = 2>" if rank == 3 else "",
+    )
+    if not product:
+        text = text.replace(", b, c, s", "").replace("z = Neg(s)", "z = Abs(a)")
+    model = load(text, 23)
+    found = shapes(model)
+    shape = (3, 5, 6) if rank == 3 else (3, 2, 5, 6)
+    data = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    with open_session(model) as session:
+        results = session.run(dict(zip("qkv", data, strict=True)))
+    for name, result in results.items():
+        inferred = found[name]
+        assert inferred is not None
+        pairs = zip(inferred, result.shape, strict=True)
+        assert all(not isinstance(d, int) or d == n for d, n in pairs)
+    assert all(n.op_type != "HiddenAttention" for n in model.graph)
+    if width == 6 and not product:
+        assert found["y"] == (("B", "S", 6) if rank == 3 else ("B", 2, "S", 6))

@@ -180,3 +180,18 @@ def test_attributes_are_set_and_removed() -> None:
     rw.set_attr(node, alpha=None)
     assert ir.attr(node, "alpha") == 1.0
     assert rw.changed
+
+
+@pytest.mark.parametrize(("version", "opset"), [(4, 9), (8, 15), (10, 21)])
+def test_the_default_domain_is_imported_when_it_is_needed(version: int, opset: int) -> None:
+    model = ir.parse_text(
+        f"""<ir_version: {version}, opset_import: ["ai.onnx.ml": 1]>
+        g (float[2] x) => (float[2] y) {{ y = ai.onnx.ml.Scaler<scale=[2.0],offset=[1.0]>(x) }}"""
+    )
+    rw = Rewriter(model)
+    (y,) = model.graph.outputs
+    with rw.at_end(model.graph):
+        rw.op("Scaler", y, domain="ai.onnx.ml")
+        assert "" not in model.graph.opset_imports
+        rw.replace(y, rw.op("Relu", y))
+    assert model.graph.opset_imports[""] == opset

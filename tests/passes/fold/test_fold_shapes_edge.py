@@ -84,10 +84,10 @@ def test_a_small_file_does_not_grow_either() -> None:
     """The estimate of its size is too low to rely on by more than what small files have."""
     model = ir.parse_text(
         """<ir_version: 8, opset_import: ["": 11, "com.microsoft": 1]>
-        g (float[N] x) => (int64[4] y, int64[4] z)
-        <int64[4] a = {0, 1, 0, -1}, int64 b = {0}, int64 d = {3}> {
-          y = Sub(a, b)
-          z = Mod(y, d)
+        g (float[N,M,K] x) => (int64[4] first, int64[4] second)
+        <int64[4] some = {0, 1, 0, -1}, int64 zero = {0}, int64 three = {3}> {
+          first = Sub(some, zero)
+          second = Mod(first, three)
         }"""
     )
     result = PassManager("O1", on_mismatch="raise").run(model)
@@ -95,3 +95,16 @@ def test_a_small_file_does_not_grow_either() -> None:
     assert len(ir.to_bytes(PassManager("O1", allow_growth=True).run(model).model)) > len(
         ir.to_bytes(model)
     )
+
+
+def test_a_model_of_another_domain_alone() -> None:
+    """Its results become Constant nodes, which are of a domain that it does not import."""
+    model = ir.parse_text(
+        """<ir_version: 8, opset_import: ["ai.onnx.ml": 1]>
+        g () => (float[1,2] y) <float[1,3] a = {1, 2, 3}, int64[2] b = {0, 2}> {
+          y = ai.onnx.ml.ArrayFeatureExtractor(a, b)
+        }"""
+    )
+    result = PassManager("O1", objective=None, on_mismatch="raise", allow_growth=True).run(model)
+    assert [n.op_type for n in result.model.graph] == ["Constant"]
+    assert_equivalent(model, result.model, FoldShapes.exactness)
