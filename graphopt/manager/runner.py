@@ -206,7 +206,13 @@ class _Run:
         self.report.oracle = self.summary(attempt)
         if self._oracle is not None:
             self.report.remarks += self._oracle.remarks
-        return attempt.model
+        if attempt.changed:
+            return attempt.model
+        # A pass that changed something past the Rewriter and denied it leaves no trace this way.
+        model = ir.clone(self.source)
+        if attempt.version:
+            ir.infer_shapes(model)
+        return model
 
     def check_end(self, attempt: _Attempt) -> None:
         """Compare the result with the original; look for the guilty pass where they differ."""

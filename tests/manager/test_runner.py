@@ -24,6 +24,7 @@ from graphopt import (
     Rewriter,
     Var,
     ir,
+    parse,
     rule,
 )
 from graphopt.errors import ConfigError
@@ -328,3 +329,22 @@ def test_two_runs_give_the_same_bytes() -> None:
         model = random_model(seed)
         manager = PassManager(Pipeline(passes=(DropIdentity(),)))
         assert ir.to_bytes(manager.run(model).model) == ir.to_bytes(manager.run(model).model)
+
+
+def test_what_a_pass_changes_past_the_rewriter_and_denies_is_dropped() -> None:
+    class Sneak(Pass):
+        """Edits an object of onnx_ir and says it did nothing."""
+
+        name = "sneak"
+
+        def run(self, model: ir.Model, ctx: Context) -> bool:
+            next(n for n in model.graph if n.op_type == "Tanh").op_type = "Sigmoid"
+            return False
+
+    for pipeline in (
+        Pipeline(passes=(Sneak(),)),
+        Pipeline(passes=(parse("infer-shapes"), Sneak())),
+    ):
+        result = PassManager(pipeline).run(ir.parse_text(MODEL))
+        assert not result.report.changed
+        assert ops(result.model) == ["Identity", "Relu", "Add", "Tanh"]
