@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from graphopt import Const, Exactness, Match, Op, RewritePass, Rewriter, Var, ir, rule
@@ -27,8 +29,8 @@ def construct_inserted(m: Match, rw: Rewriter) -> ir.Value | None:
 @rule(Op("SequenceAt", made, at))
 def element_of_construct(m: Match, rw: Rewriter) -> ir.Value | None:
     """The element at a known place."""
-    elements, index = m[made].inputs, int(m[at])
-    if not -len(elements) <= index < len(elements):
+    elements, index = m[made].inputs, _number(m[at])
+    if index is None or not -len(elements) <= index < len(elements):
         return m.fail("the index is out of range")
     return elements[index]
 
@@ -51,9 +53,9 @@ def concat_of_construct(m: Match, rw: Rewriter) -> ir.Value | None:
 def element_of_split(m: Match, rw: Rewriter) -> ir.Value | None:
     """One part of a tensor split into equal parts is a slice of it, or an element."""
     node, axis = m[split], ir.attr(m[split], "axis")
-    index = int(m[at])
+    index = _number(m[at])
     sizes = node.inputs[1] if len(node.inputs) > 1 else None
-    if index < 0:
+    if index is None or index < 0:
         return m.fail("it counts from the end")
     if sizes is None and not ir.attr(node, "keepdims"):
         return rw.op("Gather", m[x], rw.const(np.int64(index), "index"), axis=axis)
@@ -70,6 +72,11 @@ def element_of_split(m: Match, rw: Rewriter) -> ir.Value | None:
     bounds = (index * size, (index + 1) * size, axis)
     starts, ends, axes = (rw.const(np.array([v], np.int64), "slice") for v in bounds)
     return rw.op("Slice", m[x], starts, ends, axes)
+
+
+def _number(data: np.ndarray[Any, Any]) -> int | None:
+    """An index, which may be a vector of one element, too."""
+    return int(data.reshape(())) if data.size == 1 else None
 
 
 class EliminateSequences(RewritePass):

@@ -146,10 +146,14 @@ class ShapeValues:
         target, data = self.read(node.inputs[1]), self.dims(node.inputs[0])
         if target is None or -1 not in (given := sizes(target)) or not is_used(node.outputs[0]):
             return
+        if ir.attr(node, "allowzero", 0):
+            return  # onnxruntime infers something even so
         for i, size in enumerate(given):
-            if size == 0 and data is not None and i < len(data):
-                size = data[i]
-            if isinstance(size, Dim):
+            copied = data[i] if data is not None and i < len(data) else None
+            if size == 0:
+                size = copied
+            # Elsewhere a 0 would copy another size, which need not be 0.
+            if isinstance(size, Dim) and size == copied:
                 self.positive.update(size.symbols)
 
     def is_positive(self, size: Element) -> bool:
@@ -212,7 +216,9 @@ class ShapeValues:
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             assert isinstance(axis, int)
             size = data[axis]
-            if isinstance(size, int) and all(isinstance(e, int) for e in (start, end, step)):
+            if not isinstance(step, int) or step < 0:
+                out[axis] = None  # ONNX does not count backwards as Python does
+            elif isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
                 out[axis] = len(range(*slice(start, end, step).indices(size)))
             elif start != 0 or step != 1:
                 out[axis] = None
@@ -253,14 +259,34 @@ class ShapeValues:
                 out.append(data[i] if data is not None and i < len(data) else None)
             else:
                 out.append(None if isinstance(size, int) and size < 0 else size)
+        if not keep_zero:
+            out = self._without_copies(given, out, data)
         unknown = [i for i, size in enumerate(out) if size is None]
         if len(unknown) == 1 and data is not None:
             total = product(data)
             rest = product(size for size in out if size is not None)
             # Only a -1 guarantees that the rest is not 0: with it, there would be no result.
-            if given[unknown[0]] is not None or isinstance(rest, int):
+            if given[unknown[0]] == -1 or isinstance(rest, int):
                 out[unknown[0]] = divide(total, rest)
         return tuple(out)
+
+    def _without_copies(
+        self, given: list[Element], out: list[Element], data: Sequence[Element] | None
+    ) -> list[Element]:
+        """Forget sizes that may be 0 and would then copy another size without an error.
+
+        That takes an empty tensor, so a -1, or a second size that may be 0.
+        """
+
+        def moved(i: int, size: Element) -> bool:
+            if not isinstance(size, Dim) or self.is_positive(size):
+                return False
+            return data is None or (i < len(data) and size != data[i])
+
+        doubtful = sum(size != -1 and not self.is_positive(size) for size in given)
+        if doubtful <= 1 and -1 not in given:
+            return out
+        return [None if moved(i, size) else size for i, size in enumerate(out)]
 
     def expanded(self, node: ir.Node) -> tuple[Element, ...] | None:
         """Dimensions of the result of an Expand; None where its target is not tracked."""

@@ -180,8 +180,10 @@ class _Folder:
 
         found = reshape_target(given, have, allow_zero, positive)
         if isinstance(found, str):
+            # A 0 in the target copies another size; with a single one, that fails.
             moved = [s for i, s in enumerate(given) if i >= len(have) or s != have[i]]
-            if allow_zero or sum(not positive(s) for s in moved) <= 1:
+            doubtful = sum(not positive(s) for s in given)
+            if allow_zero or doubtful <= 1 or all(positive(s) for s in moved):
                 ones = only_ones(given, have)
                 if ones is not None:
                     self.squeeze(node, data, *ones)

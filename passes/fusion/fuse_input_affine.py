@@ -20,6 +20,9 @@ from graphopt.passes.fusion.linear import (
 
 __all__ = ["FuseInputAffine"]
 
+# Inputs of order one behind a shift keep their precision up to this: 1,024 in float32.
+_CANCELLED = 2.0**-13
+
 _x, _const = Var(), Const()
 _scale = Op(("Mul", "Div"), _x, _const)
 _shift = Op(("Add", "Sub"), _x, _const)
@@ -105,6 +108,8 @@ def _through(linear: Linear, shift: Array) -> Array:
     node, data = linear.node, linear.data
     if data.dtype.itemsize == 2:
         raise Unfit("the sum over the weight would lose precision in 16 bits")
+    if np.abs(shift).max(initial=0.0) * np.finfo(data.dtype).eps > _CANCELLED:
+        raise Unfit("next to so large a shift rounding would hide small differences of the input")
     pads = any(ir.attr(node, "pads", ()))
     if pads or ir.attr(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise Unfit("the operator pads its input with zeros, which are not shifted")
@@ -134,9 +139,10 @@ class FuseInputAffine(RewritePass):
     Declines when: the constant varies over positions or samples; the shape of the input is not
     known or the constant changes it; the operation is the last of a Gelu or LayerNormalization made
     of simpler operators, which ONNX Runtime computes by one kernel; something else uses the scaled
-    input or the weight; weight or bias are not constant; a shift meets padding or 16-bit floats;
-    the file would grow; folded weights overflow or lose precision in float16; a division is by
-    zero.
+    input or the weight; weight or bias are not constant; a shift meets padding or 16-bit floats, or
+    is beyond 1,024 in float32, next to which small differences of the input would be lost in
+    rounding; the file would grow; folded weights overflow or lose precision in float16; a division
+    is by zero.
 
     References: ONNX operators Conv, ConvTranspose, Gemm, MatMul
     (https://onnx.ai/onnx/operators/).

@@ -224,7 +224,7 @@ def is_float(value: ir.Value | None) -> bool:
 
 def only_use(value: ir.Value) -> bool:
     """Whether a constant goes away together with one use of it."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
+    return ir.use_count(value) == 1 and not value.is_graph_output()
 
 
 def flat(data: Array, rank: int | None, trailing: int, channels: int) -> Array:

@@ -44,4 +44,4 @@ def permutation(node: ir.Node, rank: int | None = None) -> tuple[int, ...] | Non
 def inner_is_spare(inner: ir.Node) -> bool:
     """Whether a node goes away once its one user does without it."""
     out = inner.outputs[0]
-    return len(out.uses()) == 1 and not out.is_graph_output()
+    return ir.use_count(out) == 1 and not out.is_graph_output()

@@ -35,23 +35,28 @@ def concat_of_split(m: Match, rw: Rewriter) -> Replacement:
 @rule(_concat)
 def concat_of_concat(m: Match, rw: Rewriter) -> Replacement:
     """A Concat among what is concatenated along the same axis."""
+    if inner_is_spare(m.root) and _joins(m.root, next(iter(m.root.outputs[0].uses())).node):
+        return None  # the last of a chain takes all others at once: one by one takes cubic time
     parts: list[ir.Value | None] = []
-    merged = False
-    for value in m.root.inputs:
+    pending = list(reversed(m.root.inputs))
+    while pending:
+        value = pending.pop()
         maker = value.producer() if value is not None else None
-        if (
-            maker is not None
-            and maker.op_type == "Concat"
-            and not maker.domain
-            and maker.graph is m.root.graph
-            and inner_is_spare(maker)
-            and _axis(maker, maker.outputs[0]) == _axis(m.root, m.root.outputs[0])
-        ):
-            parts += maker.inputs
-            merged = True
+        if maker is not None and inner_is_spare(maker) and _joins(maker, m.root):
+            pending.extend(reversed(maker.inputs))
         else:
             parts.append(value)
-    return rw.op("Concat", *parts, like=m.root) if merged else None
+    return rw.op("Concat", *parts, like=m.root) if len(parts) > len(m.root.inputs) else None
+
+
+def _joins(inner: ir.Node, outer: ir.Node) -> bool:
+    """Whether both are a Concat, of the same graph and along the same axis."""
+    return (
+        inner.op_type == outer.op_type == "Concat"
+        and not (inner.domain or outer.domain)
+        and inner.graph is outer.graph
+        and _axis(inner, inner.outputs[0]) == _axis(outer, outer.outputs[0])
+    )
 
 
 @rule(Op("Split", _inner_concat, variadic=True))
@@ -99,13 +104,13 @@ def slice_of_concat(m: Match, rw: Rewriter) -> Replacement:
 def _part(parts: Sequence[ir.Value | None], axis: int, cut: Cut) -> ir.Value | None:
     """The part that reaches from start to end."""
     offset = 0
-    for value in parts:
+    for i, value in enumerate(parts):
         length = size(value, axis)
         if offset == cut.start and cut.end == (offset + length if length is not None else -1):
             return value
         if length is None or offset >= cut.start:
             # The last one reaches to the end, whatever its size.
-            last = value is parts[-1] and offset == cut.start and cut.end >= FAR
+            last = i == len(parts) - 1 and offset == cut.start and cut.end >= FAR
             return value if last else None
         offset += length
     return None

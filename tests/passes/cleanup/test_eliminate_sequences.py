@@ -205,3 +205,20 @@ def test_splits_that_stay(index: int, split: str) -> None:
         """,
         None,
     )
+
+
+def test_an_index_in_a_vector() -> None:
+    check_pass(
+        EliminateSequences(),
+        f"""
+        {HEAD}
+        g (float[N] x) => (float[N] y) <int64[1] i = {{1}}>
+        {{ s = SequenceConstruct(x, x) e = SequenceAt(s, i) y = Sin(e) }}
+        """,
+        """
+        graph(%x: float[N]) {
+          %y = Sin(%x)
+          return %y
+        }
+        """,
+    )

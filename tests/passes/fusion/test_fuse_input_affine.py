@@ -169,6 +169,25 @@ def test_declines(
     assert reason in declined(check_pass(FuseInputAffine(), model, None))
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 1024), (np.float64, 2.0**39)])
+def test_large_shifts(
+    build: Build,
+    rewrite: Callable[..., ir.Model],
+    declined: Callable[[Any], str],
+    dtype: type[np.floating[Any]],
+    limit: float,
+) -> None:
+    """Inputs near 100,000 of which 100,000 is subtracted would lose five of their seven digits."""
+    name = {np.float32: "float", np.float64: "double"}[dtype]
+    text = f"g ({name}[N,3] x) => ({name}[N,4] y) {{ a = Sub(x, k) y = Gemm(a, w) }}"
+    for shift, small in ((limit, True), (-2 * limit, False)):
+        model = build(text, w=np.ones((3, 4), dtype), k=np.array([1, shift, 0], dtype))
+        if small:
+            assert len(rewrite(FuseInputAffine(), model).graph) == 1
+        else:
+            assert "rounding" in declined(check_pass(FuseInputAffine(), model, None))
+
+
 def test_summand_in_half_precision(build: Build, declined: Callable[[Any], str]) -> None:
     model = build(
         "g (float16[2,3] x) => (float16[2,4] y) { a = Add(x, k) y = Gemm(a, w) }",

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from graphopt import ir
+from graphopt import PassManager, ir
 from graphopt.passes.layout import FuseConcats
 from graphopt.testing import check_pass
 
@@ -28,8 +29,8 @@ def test_concat_of_concat() -> None:
         """,
         """
         graph(%a: float[2,A], %b: float[2,B], %c: float[2,C]) {
-          %concat.1 = Concat(%b, %a, %b, %c, %a) {axis=1}
-          %y = Relu(%concat.1)
+          %concat = Concat(%b, %a, %b, %c, %a) {axis=1}
+          %y = Relu(%concat)
           return %y
         }
         """,
@@ -222,6 +223,7 @@ SLICE = "y = Slice(p, start, end, axes)"
         (f"p = Concat<axis=1>(a, b) {SLICE}", ([1], [2], [1]), "just one"),
         (f"p = Concat<axis=1>(a, b) {SLICE}", ([0], [5], [1]), "just one"),
         (f"p = Concat<axis=1>(c, a) {SLICE}", ([0], [2], [1]), "just one"),
+        (f"p = Concat<axis=1>(a, c, b, c) {SLICE}", ([2], [2**63 - 1], [1]), "just one"),
         (f"p = Concat<axis=1>(c, a) {SLICE}", ([-2], [2**63 - 1], [1]), "unknown size"),
         (f"p = Concat<axis=1>(a, b) {SLICE}", ([0], [2], [0]), "not slice along"),
         (f"p = Concat<axis=1>(a, b) {SLICE}", ([0, 0], [1, 2], [0, 1]), "not only"),
@@ -272,3 +274,15 @@ def test_concat_outside_of_a_branch() -> None:
         }}
         """
     check_pass(FuseConcats(), text, None)
+
+
+def test_a_long_chain_takes_linear_time() -> None:
+    """As where an unrolled loop appends to what it has so far."""
+    length = 2000
+    chain = " ".join(f"t{i + 1} = Concat<axis=0>(t{i}, x)" for i in range(length))
+    body = f"t0 = Neg(x) {chain} y = Abs(t{length})"
+    text = f"{HEAD}\ng (float[1,2] x) => (float[a,b] y) {{ {body} }}"
+    start = time.process_time()
+    result = PassManager(FuseConcats(), on_mismatch="raise").run(ir.parse_text(text))
+    assert time.process_time() - start < 10
+    assert [len(n.inputs) for n in result.model.graph] == [1, length + 1, 1]
