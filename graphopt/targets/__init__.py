@@ -1,5 +1,16 @@
 """Targets: what a model is optimized for."""
 
-from graphopt.targets.profile import TARGETS, Target, get
+from graphopt.targets.profile import Requirement, Target
+from graphopt.targets.scheme import Form, Format, IntegerKernel, Scheme
+from graphopt.targets.table import TARGETS, get
 
-__all__ = ["TARGETS", "Target", "get"]
+__all__ = [
+    "TARGETS",
+    "Form",
+    "Format",
+    "IntegerKernel",
+    "Requirement",
+    "Scheme",
+    "Target",
+    "get",
+]

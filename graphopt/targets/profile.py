@@ -1,13 +1,36 @@
-"""Target profiles."""
+"""What a target is: facts about an execution provider, and requirements on nodes."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+from collections.abc import Mapping
+from typing import Literal
 
-from graphopt.errors import ConfigError
+from graphopt.targets.scheme import Predicate, Scheme
 
-__all__ = ["TARGETS", "Target", "get"]
+__all__ = ["Requirement", "Target"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+    """What a target requires of nodes.
+
+    Attributes:
+        name: Short name, such as ``conv-weight``.
+        why: Why a node does not meet it, or None if it does.
+        operators: Operators it is about; those of other domains as ``com.microsoft.Gelu``. Empty
+            for all.
+        hint: What to do about a node that does not meet it.
+        fix: A pass that rewrites such nodes, if there is one.
+        source: Where the requirement is known from.
+    """
+
+    name: str
+    why: Predicate
+    operators: frozenset[str] = frozenset()
+    hint: str = ""
+    fix: str = ""
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,45 +41,45 @@ class Target:
         name: Name on the command line.
         providers: ONNX Runtime execution providers, the preferred one first.
         description: One line for people.
+        provider_options: Options by provider.
+        session: Session configuration entries that models are run with.
+        optimize: Whether ONNX Runtime should optimize the graph before the provider gets it.
+        opsets: Smallest and largest opset of the default domain.
+        ir_version: Largest IR version.
+        domains: Operator domains, besides the default one, that the target takes.
+        operators: Operators that the target computes; those of other domains as
+            ``com.microsoft.Gelu``. None where these are all that ONNX Runtime knows.
+        static_shapes: Every shape has to be known.
+        max_rank: Most dimensions of a tensor, or None.
+        dtypes: Element types of tensors, in lower case; None for all.
+        external_data: Weights may be in a file of their own.
+        fp16: Whether 16-bit floats are its own (``native``), a matter of a run-time option with a
+            model of 32-bit floats (``option``), or slower (``slow``).
+        scheme: How it wants models quantized; None if not at all.
+        requirements: What it requires of nodes.
+        sources: Where facts are known from, by the name of the attribute.
     """
 
     name: str
     providers: tuple[str, ...]
     description: str
+    provider_options: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    session: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optimize: bool = True
+    opsets: tuple[int, int] = (7, 26)
+    ir_version: int = 13
+    domains: frozenset[str] = frozenset()
+    operators: frozenset[str] | None = None
+    static_shapes: bool = False
+    max_rank: int | None = None
+    dtypes: frozenset[str] | None = None
+    external_data: bool = True
+    fp16: Literal["native", "option", "slow"] = "native"
+    scheme: Scheme | None = None
+    requirements: tuple[Requirement, ...] = ()
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-
-TARGETS: dict[str, Target] = {
-    t.name: t
-    for t in (
-        Target("cpu", ("CPUExecutionProvider",), "ONNX Runtime on any CPU"),
-        Target("cpu-x64", ("CPUExecutionProvider",), "ONNX Runtime on an x86-64 CPU"),
-        Target("cpu-arm64", ("CPUExecutionProvider",), "ONNX Runtime on a 64-bit Arm CPU"),
-        Target(
-            "cuda",
-            ("CUDAExecutionProvider", "CPUExecutionProvider"),
-            "ONNX Runtime on an NVIDIA GPU",
-        ),
-        Target(
-            "nnapi",
-            ("NnapiExecutionProvider", "CPUExecutionProvider"),
-            "ONNX Runtime with Android's NNAPI",
-        ),
-        Target("portable", ("CPUExecutionProvider",), "standard operators for any consumer"),
-    )
-}
-
-
-def get(name: str | Target) -> Target:
-    """The target of a name.
-
-    Raises:
-        ConfigError: There is no such target; the message suggests the nearest.
-    """
-    if isinstance(name, Target):
-        return name
-    found = TARGETS.get(name)
-    if found is None:
-        near = difflib.get_close_matches(name, TARGETS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(TARGETS)}"
-        raise ConfigError(f"there is no target {name!r}{hint}")
-    return found
+    @property
+    def with_options(self) -> tuple[tuple[str, dict[str, str]], ...]:
+        """The providers, each with its options, as sessions take them."""
+        return tuple((p, dict(self.provider_options.get(p, {}))) for p in self.providers)
