@@ -32,6 +32,7 @@ from graphopt.passes.layout import (
     FuseSlices,
     FuseTransposes,
 )
+from graphopt.passes.legalize import ConvertOpset, FixShapes
 
 __all__ = ["PASSES", "PIPELINES"]
 
@@ -62,6 +63,8 @@ PASSES = (
     FuseGemm,
     FuseClips,
     Onnxsim,
+    FixShapes,
+    ConvertOpset,
 )
 
 PIPELINES = {

@@ -21,6 +21,7 @@ from onnx_ir import (
 )
 
 from graphopt.ir.check import check, interface_difference
+from graphopt.ir.convert import convert_opset, function_body
 from graphopt.ir.graph import (
     all_graphs,
     all_nodes,
@@ -71,8 +72,10 @@ __all__ = [
     "check",
     "clone",
     "const",
+    "convert_opset",
     "dims",
     "dump",
+    "function_body",
     "gc_paused",
     "infer_shapes",
     "inputs",

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
-from onnx_ir import Model, TensorProtocol
+from onnx_ir import Model, Shape, TensorProtocol, Value
 
-from graphopt.ir.graph import all_graphs
+from graphopt.errors import StructureError
+from graphopt.ir.graph import all_graphs, dims
 
 __all__ = [
     "Origin",
@@ -23,6 +25,7 @@ __all__ = [
     "origin",
     "remarks",
     "seal",
+    "set_sizes",
     "verbatim",
 ]
 
@@ -81,6 +84,50 @@ def opaque(model: Model) -> str | None:
 def remarks(model: Model) -> list[str]:
     """What the importer had to say about the model."""
     return list(origin(model).remarks)
+
+
+def set_sizes(model: Model, value: Value, sizes: Sequence[int | str | None]) -> bool:
+    """Put sizes where the declaration of an input or output has none.
+
+    Args:
+        model: The model.
+        value: An input or output of it.
+        sizes: A size for each dimension; what is no size leaves the declaration as it is.
+
+    Returns:
+        Whether the declaration changed.
+
+    Raises:
+        StructureError: It is declared with another size or rank.
+    """
+    source = origin(model)
+    declared = source.inputs if value.is_graph_input() else source.outputs
+    told = declared.get(value.name or "")
+    changed = False
+    if told is not None and told.type.tensor_type.HasField("shape"):
+        fixed = onnx.ValueInfoProto()
+        fixed.CopyFrom(told)
+        shape = fixed.type.tensor_type.shape.dim
+        if len(shape) != len(sizes):
+            raise StructureError(f"%{value.name} has {len(shape)} dimensions, not {len(sizes)}")
+        for axis, (dim, size) in enumerate(zip(shape, sizes, strict=True)):
+            if dim.HasField("dim_value") and dim.dim_value >= 0:
+                if isinstance(size, int) and size != dim.dim_value:
+                    raise StructureError(
+                        f"dimension {axis} of %{value.name} is {dim.dim_value}, not {size}"
+                    )
+            elif isinstance(size, int):
+                dim.dim_value = size
+                changed = True
+        declared[value.name or ""] = fixed
+    own = dims(value)
+    if own is not None and len(own) == len(sizes):
+        new = [s if isinstance(s, int) else d for d, s in zip(own, sizes, strict=True)]
+        changed |= told is None and tuple(new) != own
+        value.shape = Shape(new)
+    if changed:
+        source.seal = None
+    return changed
 
 
 def seal(model: Model) -> None:

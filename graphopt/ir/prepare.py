@@ -17,6 +17,7 @@ __all__ = [
     "inline",
     "redefinition",
     "referring",
+    "signature",
     "unsupported",
     "without_maps",
 ]
@@ -169,12 +170,13 @@ def _same_operators(
         if (domain, op) in local:
             continue
         a, b = _schema.lookup(domain, op, old), _schema.lookup(domain, op, new)
-        if a is None or b is None or _signature(a) != _signature(b):
+        if a is None or b is None or signature(a) != signature(b):
             return False
     return True
 
 
-def _signature(schema: onnx.defs.OpSchema) -> tuple[object, ...]:
+def signature(schema: onnx.defs.OpSchema) -> tuple[object, ...]:
+    """What a version of an operator takes, but for types; equal ones mostly mean the same."""
     # Versions of an operator mostly differ in the types they admit.
     attributes = {
         k: (v.type, v.default_value.SerializeToString()) for k, v in schema.attributes.items()

@@ -62,12 +62,18 @@ class Pass(ABC):
         exactness: What the pass promises about the numbers.
         preserves: Analyses that stay valid after the pass changed the model.
         min_opset: Models with an older opset of the default domain are left alone.
+        gated: Whether the pass is undone where it makes the model larger or slower; False for those
+            that a target needs, whatever they cost.
+        narrows: Whether callers can feed less afterwards: outputs are compared on what they still
+            can.
     """
 
     name: ClassVar[str]
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
     preserves: ClassVar[tuple[type, ...]] = ()
     min_opset: ClassVar[int] = 1
+    gated: ClassVar[bool] = True
+    narrows: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make the subclass a frozen keyword-only dataclass."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
@@ -23,13 +24,14 @@ from graphopt.manager.context import Context, Data
 from graphopt.manager.instruments import Fuel, Instrument, versions
 from graphopt.manager.registry import Registry
 from graphopt.manager.report import PassRecord, Report, Size
+from graphopt.manager.sizes import compared, file_bytes, measure
 from graphopt.manager.text import parse
 
 if TYPE_CHECKING:
     from graphopt.runtime.oracle import Oracle
     from graphopt.targets import Target
 
-__all__ = ["Objective", "OracleMode", "PassManager", "Result", "measure"]
+__all__ = ["Objective", "OracleMode", "PassManager", "Result"]
 
 OracleMode = Literal["each", "end", "off"]
 Objective = Literal["cost", "bytes", "nodes"]
@@ -175,8 +177,25 @@ class _Run:
         if self._oracle is None:
             from graphopt.runtime.oracle import Oracle
 
-            self._oracle = Oracle(self.source, data=self.manager.data, seeds=self.manager.seeds)
+            self._oracle = Oracle(
+                self.source,
+                data=self.manager.data,
+                seeds=self.manager.seeds,
+                accepts=self.narrowed(),
+            )
         return self._oracle
+
+    def narrowed(self) -> ir.Model | None:
+        """The source with the interface that passes leave of it, or None where none narrows it."""
+        passes = [p for p in self.manager.pipeline.leaves() if p.narrows]
+        if not passes:
+            return None
+        model = ir.clone(self.source)
+        ctx = Context(model, self.manager.target, self.manager.data)
+        for each in passes:
+            with contextlib.suppress(GraphOptError):  # in the pipeline it fails, too, and says so
+                each.run(model, ctx)
+        return model
 
     def run(self) -> ir.Model:
         while True:
@@ -234,7 +253,7 @@ class _Run:
         """Undo the pass that added the most bytes if the file became larger."""
         if self.manager.allow_growth or self.manager.objective is None or not attempt.changed:
             return
-        if any(p.exactness is Exactness.LOSSY for p in attempt.effective):
+        if any(p.exactness is Exactness.LOSSY or not p.gated for p in attempt.effective):
             return
         if attempt.size.bytes < 0.98 * self.before.bytes - _SLACK_BYTES:
             return
@@ -398,7 +417,7 @@ class _Attempt:
 
     def gate(self, each: Pass, ordinal: int, record: PassRecord, gain: float) -> None:
         manager = self.manager
-        if manager.objective is None or each.exactness is Exactness.LOSSY:
+        if manager.objective is None or each.exactness is Exactness.LOSSY or not each.gated:
             return
         before, after = record.before, record.after
         if manager.objective == "cost" and not self.ctx.inferred:
@@ -453,41 +472,3 @@ class _Attempt:
 
 def _find(instruments: Sequence[Instrument]) -> Instrument | None:
     return next((i for i in instruments if hasattr(i, "written")), None)
-
-
-def measure(model: ir.Model, cost: Cost | None = None) -> Size:
-    """Size and estimated cost of a model."""
-    found = Cost(model) if cost is None else cost
-    return Size(
-        nodes=found.count,
-        bytes=ir.nbytes(model),
-        parameters=found.parameters,
-        cost=found.seconds,
-    )
-
-
-def compared(records: Sequence[PassRecord], gains: Mapping[int, float], cost: float) -> None:
-    """Restate the costs of all records by what the last pass knows of the shapes.
-
-    The estimate of the result is the best informed; what each pass saved leads back from there.
-    """
-    for i, record in reversed(list(enumerate(records))):
-        record.after = dataclasses.replace(record.after, cost=cost)
-        cost += gains.get(i, 0.0)
-        record.before = dataclasses.replace(record.before, cost=cost)
-
-
-def file_bytes(model: ir.Model) -> int:
-    """Bytes of the model's file: exact, external data included, without serializing weights."""
-    weights = 0
-
-    def count(value: ir.Value, _proto: object) -> bool:
-        nonlocal weights
-        tensor = value.const_value
-        if tensor is None or isinstance(tensor, ir.StringTensor):
-            return False
-        weights += tensor.nbytes + (6 if tensor.nbytes > 127 else 2)
-        return True
-
-    source = ir.source_bytes(model)
-    return source if source is not None else ir.to_proto(model, external=count).ByteSize() + weights

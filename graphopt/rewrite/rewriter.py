@@ -10,10 +10,9 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.errors import StructureError
-from graphopt.ir.content import adopt_weights
-from graphopt.ir.origin import origin
 from graphopt.ir.schema import check_call, first_opset
 from graphopt.rewrite.subgraphs import SubgraphVerbs, fresh_type
+from graphopt.rewrite.whole import ModelVerbs
 
 __all__ = ["AttrValue", "Rewriter", "is_dead"]
 
@@ -23,7 +22,7 @@ AttrValue = (
 )  # fmt: skip
 
 
-class Rewriter(SubgraphVerbs):
+class Rewriter(SubgraphVerbs, ModelVerbs):
     """Changes a model and keeps its invariants.
 
     Names stay unique over all scopes, graph outputs keep theirs, type objects are never shared,
@@ -380,74 +379,10 @@ class Rewriter(SubgraphVerbs):
         self.on_touch(node)
         self.changed = True
 
-    def drop_inputs(self, *values: ir.Value) -> None:
-        """Turn inputs that have a default value into constants, and forget that they were inputs.
-
-        This is the one verb that changes the interface: callers can no longer feed these inputs.
-
-        Raises:
-            StructureError: A value is no input of the model, or has no default value.
-        """
-        graph = self.model.graph
-        dropped = set(values)
-        for value in values:
-            if not value.is_graph_input() or value.graph is not graph:
-                raise StructureError(f"%{value.name} is no input of the model")
-            if not value.is_initializer():
-                raise StructureError(f"input %{value.name} has no default value")
-        # One by one each removal would search the list.
-        kept = [v for v in graph.inputs if v not in dropped]
-        if len(kept) == len(graph.inputs):
-            return
-        graph.inputs.clear()
-        graph.inputs.extend(kept)
-        declared = origin(self.model).inputs
-        for value in values:
-            declared.pop(value.name or "", None)
-            for use in value.uses():
-                self.on_touch(use.node)
-        self.changed = True
-
-    def drop_opset(self, domain: str) -> None:
-        """Forget the version of a domain that no node uses.
-
-        Raises:
-            StructureError: It is the default domain, or a node uses it.
-        """
-        if not domain or any(n.domain == domain for n in ir.all_nodes(self.model)):
-            raise StructureError(f"opset import {domain!r} is needed")
-        for graph in ir.all_graphs(self.model):
-            graph.opset_imports.pop(domain, None)
-        self.changed = True
-
-    def become(self, other: ir.Model) -> None:
-        """Take over the contents of another model, as after a conversion by another program.
-
-        Names and declared types of inputs and outputs stay those of this model. Weights of equal
-        name and content are this model's; the files that other weights lie in are not needed any
-        more.
-
-        Args:
-            other: Model in normal form with the same interface; it must not be used afterwards.
-
-        Raises:
-            StructureError: It has other inputs or outputs, or is opaque.
-        """
-        reason = ir.opaque(other) or ir.opaque(self.model)
-        if reason is not None:
-            raise StructureError(f"an opaque model has no contents to take over: {reason}")
-        for kind in ("inputs", "outputs"):
-            have = [v.name for v in getattr(self.model.graph, kind)]
-            got = [v.name for v in getattr(other.graph, kind)]
-            if have != got:
-                raise StructureError(f"the graph {kind} are {got}, not {have}")
-        adopt_weights(other, self.model)
-        self.model.graph = self._graph = other.graph
-        self.model.ir_version = other.ir_version
-        origin(self.model).inner = origin(other).inner
-        self._before, self._names = None, None
+    def _forget(self) -> None:
+        """Forget everything about a graph that is no longer the model's."""
+        self._graph, self._before, self._names = self.model.graph, None, None
         self.created, self._constants = [], []
-        self.changed = True
 
     def mark(self) -> tuple[int, int]:
         """A point in time that :meth:`undo` can go back to."""

@@ -46,6 +46,7 @@ class Oracle:
         threads: int = 1,
         budget: float = 300.0,
         custom_ops: Sequence[str] = (),
+        accepts: ir.Model | None = None,
     ) -> None:
         """Run the original; never raises on account of the model.
 
@@ -59,6 +60,8 @@ class Oracle:
             budget: Seconds that a single run may take, and that looking for inputs may take
                 altogether once one is found.
             custom_ops: Shared libraries of custom operators to load.
+            accepts: A model that accepts less, such as fewer shapes: inputs are made up for it, and
+                samples that it cannot be fed are left out.
         """
         self.available = False
         self.reason: str | None = None
@@ -76,9 +79,8 @@ class Oracle:
         started = time.perf_counter()
         try:
             with self._open(model) as session:
-                self._reference(
-                    model, session, data, seeds, settings, settings if samples is None else samples
-                )
+                batches = settings if samples is None else samples
+                self._reference(model, accepts, session, data, seeds, settings, batches)
         except (SessionError, RuntimeUnavailable) as e:
             self.reason = str(e)
         else:
@@ -177,6 +179,7 @@ class Oracle:
     def _reference(
         self,
         model: ir.Model,
+        accepts: ir.Model | None,
         session: Session,
         data: Iterable[Mapping[str, Any]] | None,
         seeds: Sequence[int],
@@ -186,13 +189,17 @@ class Oracle:
         """Find inputs that the original accepts, and keep what it makes of them."""
         self._ignored = random_outputs(model)
         search = _Search(self, session)
-        samples = [] if data is None else [dict(s) for s in itertools.islice(data, batches)]
+        fixed = [] if accepts is None else input_specs(ir.inputs(accepts))
+        fitting = (dict(s) for s in (() if data is None else data) if _fits(s, fixed))
+        samples = list(itertools.islice(fitting, batches))
+        if data is not None and accepts is not None and not samples:
+            self.remarks.append("no batch of the data has the shapes that the result accepts")
         given = [Probe(s, "data") for s in samples if search.accepts(s)]
         if len(given) < len(samples):
             self.remarks.append(f"the original refuses samples: {search.complaint()}")
         made: list[Probe] = []
         try:
-            specs = _specs(model, session)
+            specs = fixed or _specs(model, session)
             made = probes(specs, seeds=seeds, settings=settings, runs=search.says_something)
             if not made and not given:
                 made = probes(specs, seeds=seeds, settings=settings, runs=search.accepts)
@@ -263,6 +270,19 @@ def _specs(model: ir.Model, session: Session) -> list[InputSpec]:
     if ir.opaque(model) is None:
         return input_specs(ir.inputs(model))
     return [InputSpec(name, type_, session.dims[name]) for name, type_ in session.inputs.items()]
+
+
+def _fits(feeds: Mapping[str, Any], specs: Sequence[InputSpec]) -> bool:
+    """Whether arrays have the sizes that are fixed."""
+    for spec in specs:
+        shape = getattr(feeds.get(spec.name), "shape", None)
+        if shape is None or spec.dims is None:
+            continue
+        if len(shape) != len(spec.dims):
+            return False
+        if any(isinstance(d, int) and d != n for d, n in zip(spec.dims, shape, strict=True)):
+            return False
+    return True
 
 
 def mostly_finite(outputs: dict[str, Any]) -> bool:

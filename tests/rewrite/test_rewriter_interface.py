@@ -1,4 +1,4 @@
-"""Verbs of the Rewriter that concern the model as a whole: inputs, optional outputs, opsets."""
+"""Verbs of the Rewriter that concern the model as a whole: interface, optional outputs, opsets."""
 
 from __future__ import annotations
 
@@ -142,3 +142,36 @@ def test_become_refuses_another_interface(rw: Rewriter, text: str, why: str) -> 
     with pytest.raises(StructureError, match=why):
         rw.become(other)
     assert not rw.changed
+
+
+def test_declare_fixes_what_is_open(rw: Rewriter) -> None:
+    rw.declare(value(rw, "x"), [4])
+    rw.declare(value(rw, "y"), [4])
+    assert rw.changed
+    assert ir.static_shape(value(rw, "x")) == (4,)
+    graph = ir.to_proto(rw.model).graph
+    told = [v.type.tensor_type.shape.dim[0].dim_value for v in (graph.input[0], graph.output[0])]
+    assert told == [4, 4]
+
+
+def test_declare_what_is_known_changes_nothing(rw: Rewriter) -> None:
+    rw.declare(value(rw, "x"), ["M"])
+    rw.declare(value(rw, "w"), [])
+    assert not rw.changed
+    assert ir.dims(value(rw, "x")) == ("N",)
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "why"),
+    [("k", [], "no input or output"), ("t", [2], "no input or output"), ("x", [1, 2], "1 dimens")],
+)
+def test_declare_refuses(rw: Rewriter, name: str, dims: list[int], why: str) -> None:
+    with pytest.raises(StructureError, match=why):
+        rw.declare(value(rw, name), dims)
+    assert not rw.changed
+
+
+def test_declare_refuses_another_size(rw: Rewriter) -> None:
+    rw.declare(value(rw, "x"), [4])
+    with pytest.raises(StructureError, match="is 4, not 5"):
+        rw.declare(value(rw, "x"), [5])
