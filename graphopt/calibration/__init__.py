@@ -1,5 +1,21 @@
-"""Sample data: where it comes from and how it is turned into inputs of a model."""
+"""Sample data, and what is learned of a model by running it on them."""
 
+from graphopt.calibration.collect import Watch, collect
+from graphopt.calibration.executors import open_executor
+from graphopt.calibration.histogram import Histogram
+from graphopt.calibration.observers import ChannelStats, MinMax, MovingAverage, Observer
 from graphopt.calibration.sources import Samples, from_batches, load_data
 
-__all__ = ["Samples", "from_batches", "load_data"]
+__all__ = [
+    "ChannelStats",
+    "Histogram",
+    "MinMax",
+    "MovingAverage",
+    "Observer",
+    "Samples",
+    "Watch",
+    "collect",
+    "from_batches",
+    "load_data",
+    "open_executor",
+]

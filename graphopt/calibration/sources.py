@@ -58,8 +58,17 @@ class Samples:
         Raises:
             CalibrationError: A value does not fit the model's inputs; file and sample are named.
         """
+        for _, feeds in self.named():
+            yield feeds
+
+    def named(self) -> Iterator[tuple[str, Feeds]]:
+        """Iterate over batches, each with words on where it comes from, for messages.
+
+        Raises:
+            CalibrationError: As for iterating.
+        """
         for where, feeds in self._batches():
-            yield _checked(feeds, self._specs, where, self.remarks)
+            yield where, _checked(feeds, self._specs, where, self.remarks)
 
 
 def load_data(
