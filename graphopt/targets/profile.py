@@ -20,6 +20,7 @@ class Requirement:
         why: Why a node does not meet it, or None if it does.
         operators: Operators it is about; those of other domains as ``com.microsoft.Gelu``. Empty
             for all.
+        slow: Nodes that do not meet it run, but slower than they could.
         hint: What to do about a node that does not meet it.
         fix: A pass that rewrites such nodes, if there is one.
         source: Where the requirement is known from.
@@ -28,6 +29,7 @@ class Requirement:
     name: str
     why: Predicate
     operators: frozenset[str] = frozenset()
+    slow: bool = False
     hint: str = ""
     fix: str = ""
     source: str = ""
@@ -45,7 +47,7 @@ class Target:
         session: Session configuration entries that models are run with.
         optimize: Whether ONNX Runtime should optimize the graph before the provider gets it.
         opsets: Smallest and largest opset of the default domain.
-        ir_version: Largest IR version.
+        ir_version: Largest version of the file format.
         domains: Operator domains, besides the default one, that the target takes.
         operators: Operators that the target computes; those of other domains as
             ``com.microsoft.Gelu``. None where these are all that ONNX Runtime knows.
@@ -53,8 +55,8 @@ class Target:
         max_rank: Most dimensions of a tensor, or None.
         dtypes: Element types of tensors, in lower case; None for all.
         external_data: Weights may be in a file of their own.
-        fp16: Whether 16-bit floats are its own (``native``), a matter of a run-time option with a
-            model of 32-bit floats (``option``), or slower (``slow``).
+        fp16: Whether tensors of 16-bit floats are welcome (``native``), slow (``slow``) or refused
+            (``none``). Some providers compute in them on their own.
         scheme: How it wants models quantized; None if not at all.
         requirements: What it requires of nodes.
         sources: Where facts are known from, by the name of the attribute.
@@ -67,14 +69,14 @@ class Target:
     session: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optimize: bool = True
     opsets: tuple[int, int] = (7, 26)
-    ir_version: int = 13
+    ir_version: int = 14
     domains: frozenset[str] = frozenset()
     operators: frozenset[str] | None = None
     static_shapes: bool = False
     max_rank: int | None = None
     dtypes: frozenset[str] | None = None
     external_data: bool = True
-    fp16: Literal["native", "option", "slow"] = "native"
+    fp16: Literal["native", "slow", "none"] = "native"
     scheme: Scheme | None = None
     requirements: tuple[Requirement, ...] = ()
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -73,11 +73,16 @@ class IntegerKernel:
         activations: Inputs that are quantized activations; None for all of them.
         weight: Input that may be a quantized constant, or None. Where it is no constant, it is an
             activation like the others.
-        weight_axis: Axis of the weight that scales per channel lie along.
+        weight_axis: Axis of the weight that scales per channel lie along, that of the output
+            channels. Of Gemm it is that of a weight that is not transposed; :meth:`axis` knows.
+        more_weights: Further inputs that are quantized constants like the weight, such as the
+            recurrent weight of an LSTM.
         granularity: Of the weight, where the operator takes less than the scheme's format offers.
         bias: Input that is a bias, or None.
         passes_through: The output holds elements of the input and so has its scale and zero point.
         output: Scale and zero point that the operator fixes for its output, or None.
+        float_output: In static form it may give floating point numbers, too: a last node needs no
+            QuantizeLinear behind it.
         where: Why a node is not among those that have the kernel, or None.
         source: Where that is known from.
     """
@@ -86,12 +91,18 @@ class IntegerKernel:
     activations: tuple[int, ...] | None = (0,)
     weight: int | None = None
     weight_axis: int = 0
+    more_weights: tuple[int, ...] = ()
     granularity: Literal["tensor", "channel", "block"] | None = None
     bias: int | None = None
     passes_through: bool = False
     output: tuple[float, int] | None = None
+    float_output: bool = False
     where: Predicate | None = None
     source: str = ""
+
+    def axis(self, node: ir.Node) -> int:
+        """Axis of the weight of ``node`` that scales per channel lie along."""
+        return 0 if ir.attr(node, "transB", 0) else self.weight_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +114,8 @@ class Scheme:
         activation: Format of activations.
         weight: Format of constant weights.
         bias: ``int32`` with the product of the scales of input and weight, or ``float``.
-        kernels: Operators of the default domain with integer kernels, by name. All others stay in
-            floating point.
+        kernels: Operators with integer kernels, by name; those of other domains as
+            ``com.microsoft.Attention``. All others stay in floating point.
         spelling: ``qdq`` (QuantizeLinear and DequantizeLinear around the operator) or
             ``qoperator`` (QLinearConv and its like).
         drops_relu: A Relu or Clip disappears where the zero point of what follows is the lowest
@@ -125,8 +136,13 @@ class Scheme:
 
     def kernel(self, node: ir.Node, form: Form = "static") -> IntegerKernel | str:
         """The integer kernel of a node, or why it has none."""
-        found = self.kernels.get(node.op_type) if not node.domain else None
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        found = self.kernels.get(name)
         if found is None or form not in found.forms:
-            return f"{self.name} has no {form} integer kernel for {node.op_type}"
+            return f"{self.name} has no {form} integer kernel for {name}"
+        if form != "static":
+            for position in (found.weight, *found.more_weights):
+                if position is not None and ir.const(node.inputs[position]) is None:
+                    return f"the {form} form needs a constant weight, and this one is computed"
         reason = None if found.where is None else found.where(node)
         return found if reason is None else reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from graphopt.errors import ConfigError
-from graphopt.targets import cpu
+from graphopt.targets import cpu, mobile, nnapi, nvidia, portable
 from graphopt.targets.profile import Target
 
 __all__ = ["TARGETS", "get"]
@@ -17,17 +17,14 @@ TARGETS: dict[str, Target] = {
         cpu.X64,
         cpu.X64_AVX2,
         cpu.ARM64,
-        Target(
-            "cuda",
-            ("CUDAExecutionProvider", "CPUExecutionProvider"),
-            "ONNX Runtime on an NVIDIA GPU",
-        ),
-        Target(
-            "nnapi",
-            ("NnapiExecutionProvider", "CPUExecutionProvider"),
-            "ONNX Runtime with Android's NNAPI",
-        ),
-        Target("portable", ("CPUExecutionProvider",), "standard operators for any consumer"),
+        nvidia.CUDA,
+        nvidia.TENSORRT,
+        nnapi.NNAPI,
+        mobile.XNNPACK,
+        mobile.QNN,
+        portable.OPENVINO,
+        portable.WEB,
+        portable.PORTABLE,
     )
 }
 
