@@ -94,8 +94,13 @@ class _Writer:
             _interface(proto.input.add(), value, self.source.inputs if main else self.source.inner)
         for value in graph.initializers.values():
             self.initializer(proto.initializer.add(), value)
+        named: set[str] = set()
         for node in graph:
-            self.node(proto.node.add(), node)
+            self.node(made := proto.node.add(), node)
+            # Several nodes may stand for one; ONNX Runtime wants names to differ.
+            if made.name in named:
+                made.ClearField("name")
+            named.add(made.name)
             # Where anyone can infer a shape, writing it down would only steer ONNX Runtime's choice
             # of fusions, not always for the better (docs/adr/0007-normal-form.md).
             if (

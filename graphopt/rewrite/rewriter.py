@@ -287,12 +287,24 @@ class Rewriter(SubgraphVerbs, ModelVerbs):
         self.on_touch(node)
         self.changed = True
 
-    def insert_after(self, value: ir.Value, build: Callable[[ir.Value], ir.Value]) -> ir.Value:
-        """Let everything that used ``value`` use ``build(value)`` instead, as for a Q/DQ pair."""
+    def insert_after(
+        self,
+        value: ir.Value,
+        build: Callable[[ir.Value], ir.Value],
+        uses: Sequence[tuple[ir.Node, int]] | None = None,
+    ) -> ir.Value:
+        """Let what uses ``value`` use ``build(value)`` instead, as for a Q/DQ pair.
+
+        Args:
+            value: The value.
+            build: Makes the other; the nodes it makes come right behind what computes ``value``.
+            uses: Nodes and indices of the inputs that are to use the other; all of them, and a
+                graph output, by default.
+        """
         graph = value.graph
         assert isinstance(graph, ir.Graph)
         node = value.producer()
-        users = tuple(value.uses())
+        users = [(use.node, use.idx) for use in value.uses()] if uses is None else list(uses)
         start = len(self.created)
         with self.at_end(graph):
             new = build(value)
@@ -305,10 +317,10 @@ class Rewriter(SubgraphVerbs, ModelVerbs):
             else:
                 assert first is not None
                 graph.insert_before(first, nodes)
-        for use in users:
-            use.node.replace_input_with(use.idx, new)
-            self.on_touch(use.node)
-        if value.is_graph_output():
+        for user, index in users:
+            user.replace_input_with(index, new)
+            self.on_touch(user)
+        if uses is None and value.is_graph_output():
             self._replace_output(value, new)
         self.changed = True
         return new

@@ -8,6 +8,8 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from graphopt import ir
 from graphopt.targets.profile import Requirement, Target
 from graphopt.targets.quantized import activation_types
@@ -124,6 +126,19 @@ KERNELS: Mapping[str, IntegerKernel] = {
     "Unsqueeze": _MOVES,
 }
 
+
+def _zeros(node: ir.Node) -> str | None:
+    if ir.opset(node) < 11:
+        return "its padding is an attribute before opset 11, and float"
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    data = np.zeros(()) if value is None else ir.array(value)
+    if ir.attr(node, "mode", "constant") != "constant" or data is None or np.any(data):
+        return "it does not pad with 0"
+    return None
+
+
+_KERNEL_PAD = "onnxruntime/core/providers/cpu/tensor/pad.cc"
+
 # For targets that read models of standard operators alone.
 STATIC_KERNELS: Mapping[str, IntegerKernel] = {
     name: dataclasses.replace(kernel, forms=("static",))
@@ -131,23 +146,34 @@ STATIC_KERNELS: Mapping[str, IntegerKernel] = {
     if "static" in kernel.forms
 }
 
+# Pad is not fused, but pads integers: with the zero point in the place of 0.
+_PAD = IntegerKernel(passes_through=True, where=_zeros, source=_KERNEL_PAD)
+_CPU_KERNELS: Mapping[str, IntegerKernel] = {**KERNELS, "Pad": _PAD}
+
 _U8 = Format("uint8")
 _S8 = Format("int8", symmetric=True, granularity="channel")
 _VNNI = Scheme(
-    "u8s8", _U8, _S8, KERNELS, source="measured: 2 to 4 times the speed of float convolutions"
+    "u8s8",
+    _U8,
+    _S8,
+    _CPU_KERNELS,
+    moves="integers",
+    source="measured: 2 to 4 times the speed of float convolutions",
 )
 _AVX2 = Scheme(
     "u8s7",
     _U8,
     Format("int8", symmetric=True, granularity="channel", levels=128),
-    KERNELS,
+    _CPU_KERNELS,
+    moves="integers",
     source=_SATURATION,
 )
 _ARM = Scheme(
     "s8s8",
     Format("int8"),
     _S8,
-    KERNELS,
+    _CPU_KERNELS,
+    moves="integers",
     source="ONNX Runtime, convert_onnx_models_to_ort.py --target_platform arm; not run by tests",
 )
 

@@ -120,6 +120,8 @@ class Scheme:
             ``qoperator`` (QLinearConv and its like).
         drops_relu: A Relu or Clip disappears where the zero point of what follows is the lowest
             integer.
+        moves: Operators that only move data stand between DequantizeLinear and QuantizeLinear, as
+            all others do (``qdq``), or directly on the integers.
         whole: The target takes graphs that are quantized throughout, boundaries included.
         source: Where that is known from.
     """
@@ -131,6 +133,7 @@ class Scheme:
     bias: Literal["int32", "float"] = "int32"
     spelling: Literal["qdq", "qoperator"] = "qdq"
     drops_relu: bool = True
+    moves: Literal["qdq", "integers"] = "qdq"
     whole: bool = False
     source: str = ""
 
