@@ -4,9 +4,11 @@ from graphopt.calibration.collect import Watch, collect
 from graphopt.calibration.executors import open_executor
 from graphopt.calibration.histogram import Histogram
 from graphopt.calibration.observers import ChannelStats, MinMax, MovingAverage, Observer
+from graphopt.calibration.ranges import METHODS, find_range, observer_for
 from graphopt.calibration.sources import Samples, from_batches, load_data
 
 __all__ = [
+    "METHODS",
     "ChannelStats",
     "Histogram",
     "MinMax",
@@ -15,7 +17,9 @@ __all__ = [
     "Samples",
     "Watch",
     "collect",
+    "find_range",
     "from_batches",
     "load_data",
+    "observer_for",
     "open_executor",
 ]
