@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         apply_rules,
         rule,
     )
-    from graphopt.targets import Target
+    from graphopt.targets import Target, Violation, check
 
 __version__ = "0.1.0"
 
@@ -77,7 +77,7 @@ _HOME = {
         "Const", "Match", "Op", "Pattern", "Replacement", "RewriteStats", "Rewriter", "Rule", "Var",
         "apply_rules", "rule",
     ),
-    "targets": ("Target",),
+    "targets": ("Target", "Violation", "check"),
 }  # fmt: skip
 _MODULES = ("analyses", "calibration", "errors", "ir", "runtime", "targets", "testing")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -126,12 +126,14 @@ __all__ = [
     "UnsupportedFeature",
     "Var",
     "VerificationError",
+    "Violation",
     "__version__",
     "analyses",
     "apply_rules",
     "bench",
     "bisect",
     "calibration",
+    "check",
     "default_registry",
     "errors",
     "ir",

@@ -280,13 +280,15 @@ def race(
     from graphopt.runtime.latency import compare_latency
     from graphopt.targets import get
 
+    chosen = get(target)
     return compare_latency(
         first,
         second,
         probe.feeds,
         threads=threads,
-        optimize=optimize,
-        providers=get(target).providers,
+        optimize=optimize and chosen.optimize,
+        providers=chosen.with_options,
+        config=chosen.session,
         seconds=seconds,
     )
 

@@ -129,6 +129,7 @@ def compare_latency(
     threads: int = 1,
     optimize: bool = True,
     providers: Sequence[str | tuple[str, dict[str, Any]]] = ("CPUExecutionProvider",),
+    config: Mapping[str, str] | None = None,
     repeats: int = 20,
     warmup: int = 3,
     min_time: float = 0.002,
@@ -143,6 +144,7 @@ def compare_latency(
         threads: Threads within an operator.
         optimize: Let ONNX Runtime optimize both, as its users run them.
         providers: Execution providers, preferred first.
+        config: Further session configuration entries.
         repeats: Rounds.
         warmup: Unmeasured calls of each before.
         min_time: Seconds that one measurement takes at least.
@@ -163,7 +165,9 @@ def compare_latency(
     with contextlib.ExitStack() as stack:
         runners = {}
         for name, model in (("a", a), ("b", b)):
-            session = open_session(model, optimize=optimize, threads=threads, providers=providers)
+            session = open_session(
+                model, optimize=optimize, threads=threads, providers=providers, config=config
+            )
             runners[name] = runner(stack.enter_context(session))
         return interleaved(
             runners, repeats=repeats, warmup=warmup, min_time=min_time, seconds=seconds

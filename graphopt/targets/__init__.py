@@ -1,6 +1,6 @@
 """Targets: what a model is optimized for."""
 
-from graphopt.targets.check import Violation, check
+from graphopt.targets.checking import Violation, check
 from graphopt.targets.profile import Requirement, Target
 from graphopt.targets.scheme import Form, Format, IntegerKernel, Scheme
 from graphopt.targets.table import TARGETS, get

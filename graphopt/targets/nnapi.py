@@ -1,6 +1,6 @@
 """Android's NNAPI, as ONNX Runtime's execution provider uses it.
 
-Requirements are those of the C++ sources of the provider (``IsOpSupportedImpl`` of its builders, and
+Requirements are those of the C++ sources of the provider (``IsOpSupportedImpl`` of its builders and
 what it calls), at Android API level 30 and above. Each names its file, relative to
 ``onnxruntime/core/providers/nnapi/``.
 """
