@@ -21,6 +21,7 @@ _VERBS = {
     "inspect": "Show operators, parameters, MACs, shapes and estimated cost.",
     "verify": "Compare the outputs of two models.",
     "bench": "Compare the latency of two models.",
+    "check": "Tell which nodes a target computes, and why not the others.",
     "passes": "List passes and pipelines, or explain one.",
     "bisect": "Find the rewrite that makes a model wrong.",
     "doctor": "Show versions and execution providers.",

@@ -39,9 +39,12 @@ def command(json_file: str | None) -> int:
 
 def diagnose() -> dict[str, Any]:
     """Everything ``doctor`` knows, as data."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from graphopt.errors import RuntimeUnavailable
     from graphopt.manager.instruments import versions
     from graphopt.manager.registry import default_registry
+    from graphopt.runtime.providers import provider_status
     from graphopt.runtime.session import ort
 
     registry = default_registry()
@@ -57,6 +60,8 @@ def diagnose() -> dict[str, Any]:
         providers = list(ort().get_available_providers())
     except RuntimeUnavailable as e:
         problems.append(str(e))
+    with ThreadPoolExecutor() as pool:  # each waits for a process
+        tried = list(pool.map(provider_status, providers))
     return {
         "schema": SCHEMA,
         "versions": found,
@@ -64,6 +69,7 @@ def diagnose() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "providers": providers,
+        "provider_status": {each.provider: each.reason or "ok" for each in tried},
         "passes": len(registry.names()),
         "pipelines": len(registry.pipelines()),
         "problems": problems,
@@ -83,11 +89,12 @@ def _show(out: Console, data: dict[str, Any]) -> None:
     lines = {
         **data["versions"],
         "platform": f"{data['platform']}, {data['cpus']} CPUs",
-        "providers": ", ".join(data["providers"]) or "none",
+        **(data["provider_status"] or {"providers": "none"}),
         "passes": f"{data['passes']}, and {data['pipelines']} named pipelines",
     }
+    width = max(map(len, lines))
     for name, text in lines.items():
-        print_line(out, f"{name:18} {text}")
+        print_line(out, f"{name:{width}} {text}")
     for problem in data["problems"]:
         print_line(out, f"problem: {problem}", "bold red")
     if not data["problems"]:

@@ -22,7 +22,7 @@ class Violation:
 
     Attributes:
         node: The node, or None where the whole model is meant.
-        rule: Name of the rule.
+        rule: Name of the requirement, or of the attribute of the target that says so.
         reason: What is wrong.
         hint: What to do about it; empty where nobody knows.
         fix: A pass that does it, or empty.
@@ -75,7 +75,7 @@ def _whole(model: ir.Model, target: Target) -> Iterator[Violation]:
     if not low <= opset <= high:
         yield Violation(
             None,
-            "opset",
+            "opsets",
             f"the model is of opset {opset}; {target.name} takes {low} to {high}",
             f"convert it to opset {low if opset < low else high}",
             "convert-opset",
@@ -84,7 +84,7 @@ def _whole(model: ir.Model, target: Target) -> Iterator[Violation]:
     if model.ir_version > target.ir_version:
         yield Violation(
             None,
-            "ir-version",
+            "ir_version",
             f"the file format is version {model.ir_version}; {target.name} reads up to "
             f"{target.ir_version}",
             "save it with an older one",
@@ -93,7 +93,7 @@ def _whole(model: ir.Model, target: Target) -> Iterator[Violation]:
     if not target.external_data and _has_external_data(model):
         yield Violation(
             None,
-            "external-data",
+            "external_data",
             f"weights are in a file of their own; {target.name} takes them in the model only",
             "save it with the weights inside (--inline)",
             source=target.sources.get("external_data", ""),
@@ -105,15 +105,15 @@ def _of_node(node: ir.Node, target: Target, requirements: list[Requirement]) -> 
     if node.domain and node.domain not in target.domains and name not in (target.operators or ()):
         yield Violation(
             node,
-            "domain",
+            "domains",
             f"{target.name} takes no operators of {node.domain}",
-            "export the model without fusing operators",
+            "give it the model as it was before operators were fused",
             source=target.sources.get("domains", ""),
         )
     elif target.operators is not None and name not in target.operators:
         yield Violation(
             node,
-            "operator",
+            "operators",
             f"{target.name} does not compute {name}",
             source=target.sources.get("operators", ""),
         )
@@ -129,8 +129,7 @@ def _tensors(node: ir.Node, target: Target) -> Iterator[Violation]:
     values = list(dict.fromkeys([*read, *node.outputs]))
 
     def violation(attribute: str, reason: str, hint: str = "", fix: str = "") -> Violation:
-        name = attribute.replace("_", "-")
-        return Violation(node, name, reason, hint, fix, target.sources.get(attribute, ""))
+        return Violation(node, attribute, reason, hint, fix, target.sources.get(attribute, ""))
 
     if target.static_shapes and (open_ := [v for v in values if ir.static_shape(v) is None]):
         yield violation(
@@ -155,7 +154,12 @@ def _tensors(node: ir.Node, target: Target) -> Iterator[Violation]:
         ]
         if odd:
             names = dict.fromkeys(types[v].name.lower() for v in odd)
-            yield violation("dtypes", f"{_names(odd)}: elements of type {', '.join(names)}")
+            yield violation(
+                "dtypes",
+                f"{_names(odd)}: elements of type {', '.join(names)}",
+                "where they are shapes, they fold away once sizes are fixed",
+                "fix-shapes, fold-constants",
+            )
 
 
 def _names(values: list[ir.Value]) -> str:

@@ -151,7 +151,7 @@ QNN = Target(
             "falls-back",
             lambda node: "it falls back to the CPU",
             _FALLS_BACK,
-            hint="export the model without fusing operators",
+            hint="give it the model as it was before operators were fused",
             source=_RAN,
         ),
         Requirement(

@@ -309,12 +309,13 @@ def test_doctor(run: Run) -> None:
     assert done.out.splitlines()[-1] == "no problems found"
     data = json.loads(run("doctor", "--json", "-").out)
     assert set(data) == {
-        "schema", "versions", "platform", "machine", "cpus", "providers", "passes", "pipelines",
-        "problems",
+        "schema", "versions", "platform", "machine", "cpus", "providers", "provider_status",
+        "passes", "pipelines", "problems",
     }  # fmt: skip
     assert data["schema"] == "graphopt.doctor/1"
     assert data["versions"]["onnx"] == metadata.version("onnx")
     assert "CPUExecutionProvider" in data["providers"]
+    assert data["provider_status"]["CPUExecutionProvider"] == "ok"
     assert data["passes"] == len(default_registry().names())
 
 
