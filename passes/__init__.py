@@ -32,7 +32,8 @@ from graphopt.passes.layout import (
     FuseSlices,
     FuseTransposes,
 )
-from graphopt.passes.legalize import ConvertOpset, FixShapes
+from graphopt.passes.legalize import ConvertOpset, FixShapes, LowerOps
+from graphopt.passes.precision import ConvertFp16
 
 __all__ = ["PASSES", "PIPELINES"]
 
@@ -65,6 +66,8 @@ PASSES = (
     Onnxsim,
     FixShapes,
     ConvertOpset,
+    LowerOps,
+    ConvertFp16,
 )
 
 PIPELINES = {
@@ -86,6 +89,8 @@ PIPELINES = {
         "O1,fixpoint{max=4}(eliminate-real-noop,fuse-pad,fuse-batch-norm,fuse-affine,"
         "fuse-input-affine,fuse-constant-chains,fuse-gemm,fuse-clips),cleanup"
     ),
+    # What a target takes, whatever it costs.
+    "legalize": "convert-opset,lower-ops,fold,cleanup",
     # All there is, whatever time it takes.
     "O3": "O2,onnxsim,fixpoint{max=3}(O1,O2)",
 }

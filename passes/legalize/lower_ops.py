@@ -1,0 +1,94 @@
+"""Express what a target does not compute by what it does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from graphopt import Context, Exactness, Match, Pass, Replacement, Rewriter, Rule, apply_rules, ir
+from graphopt.passes.legalize import activations, compositions, products, spatial
+from graphopt.passes.legalize.bodies import Takes, expand_functions
+from graphopt.targets import Target, check
+
+__all__ = ["LowerOps"]
+
+_RULES = (*activations.RULES, *products.RULES, *spatial.RULES, *compositions.RULES)
+_LOWERED = frozenset(op for r in _RULES for op in r.pattern.ops if not r.pattern.domain)
+_ROUNDS = 8
+_ABOUT_TENSORS = frozenset({"static_shapes", "max_rank", "dtypes", "fp16"})
+
+
+class LowerOps(Pass):
+    """Express operators that the target does not compute by operators that it does.
+
+    What it does: For every node that the target's rules reject, tries what is known to be the same
+    function: HardSwish, HardSigmoid and Clip by Clip, Relu, Min and Max; Gemm without alpha, beta
+    and transA, or as MatMul and Add; convolutions and pooling over one dimension as over two; means
+    over images as GlobalAveragePool, and that as AveragePool; Flatten, Squeeze and Unsqueeze as
+    Reshape; LayerNormalization by means; Sum by Add; ONNX Runtime's FusedConv and Gelu by standard
+    operators; and else the definition that the ONNX standard gives, if all that it leads to is
+    taken. What the target takes stays as it is.
+
+    Exactness: Rounding: constants and the order of operations differ.
+
+    Needs: Types and shapes of the values involved; a target with rules.
+
+    Options: None.
+
+    Example: ``y = HardSwish(x)`` -> ``y = Mul(x, Mul(Clip(Add(x, 3), 0, 6), 1/6))`` for NNAPI
+
+    Declines when: No equivalent is known, it would need another operator that the target lacks, or
+    a shape, type or constant that it depends on is not known.
+
+    References: ONNX operator specification, "Function Body" of operators; Howard et al., "Searching
+    for MobileNetV3" (2019), section 5.2.
+    """
+
+    name = "lower-ops"
+    exactness = Exactness.ROUNDING
+    min_opset = 7
+    gated = False
+
+    def run(self, model: ir.Model, ctx: Context) -> bool:
+        """Apply the rules to rejected nodes, in rounds: only between them all shapes are known."""
+        rw = ctx.rewriter()
+        for _ in range(_ROUNDS):
+            rejected = _rejected(model, ctx.target)
+            if not rejected:
+                break
+            body = expand_functions(
+                {n.op_type for n in rejected if not n.domain} - {"CastLike"}, _takes(ctx.target)
+            )
+            rules = [*_RULES, *([] if body is None else [body])]
+            stats = apply_rules(rw, [_only(r, rejected) for r in rules])
+            ctx.stats.applied += stats.applied
+            ctx.stats.erased += stats.erased
+            if not stats.applied:
+                ctx.stats.declined += stats.declined
+                break
+            ctx.infer_shapes()
+        return rw.changed
+
+
+def _rejected(model: ir.Model, target: Target) -> set[ir.Node]:
+    """Nodes that are not of the kind that the target computes, whatever their tensors are like."""
+    return {
+        v.node
+        for v in check(model, target)
+        if v.node is not None and not v.slow and v.rule not in _ABOUT_TENSORS
+    }
+
+
+def _takes(target: Target) -> Takes:
+    def takes(op: str) -> bool:
+        return target.operators is None or op in target.operators or op in _LOWERED
+
+    return takes
+
+
+def _only(each: Rule, nodes: set[ir.Node]) -> Rule:
+    """A rule that applies to some nodes only."""
+
+    def build(m: Match, rw: Rewriter) -> Replacement:
+        return each.build(m, rw) if m.root in nodes else None
+
+    return dataclasses.replace(each, build=build)
