@@ -3,9 +3,11 @@
 from graphopt.calibration.collect import Watch, collect
 from graphopt.calibration.executors import open_executor
 from graphopt.calibration.histogram import Histogram
+from graphopt.calibration.images import Preprocessing
 from graphopt.calibration.observers import ChannelStats, MinMax, MovingAverage, Observer
 from graphopt.calibration.ranges import METHODS, find_range, observer_for
-from graphopt.calibration.sources import Samples, from_batches, load_data
+from graphopt.calibration.samples import Samples
+from graphopt.calibration.sources import from_batches, load_data
 
 __all__ = [
     "METHODS",
@@ -14,6 +16,7 @@ __all__ = [
     "MinMax",
     "MovingAverage",
     "Observer",
+    "Preprocessing",
     "Samples",
     "Watch",
     "collect",

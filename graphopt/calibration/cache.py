@@ -21,7 +21,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.calibration.observers import Observer
-from graphopt.calibration.sources import Samples
+from graphopt.calibration.samples import Samples
 from graphopt.calibration.watched import model_digest
 from graphopt.errors import CalibrationError, ExportError
 

@@ -19,7 +19,8 @@ from graphopt import ir
 from graphopt.calibration import watched, worker
 from graphopt.calibration.executors import Restartable, Serial, workers
 from graphopt.calibration.observers import Observer
-from graphopt.calibration.sources import Samples, from_batches
+from graphopt.calibration.samples import Samples
+from graphopt.calibration.sources import from_batches
 from graphopt.calibration.worker import Missing, Plan, Task
 from graphopt.errors import CalibrationError
 from graphopt.runtime.values import Feeds

@@ -187,7 +187,7 @@ def test_no_data(tmp_path: Path, npz: Path) -> None:
     with pytest.raises(CalibrationError, match="does not exist"):
         load_data(tmp_path / "nowhere", IMAGE)
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(CalibrationError, match=r"is no \.npz file"):
+    with pytest.raises(CalibrationError, match=r"is no \.npz or \.npy file"):
         load_data(tmp_path / "x.csv", IMAGE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CalibrationError, match="holds no samples"):

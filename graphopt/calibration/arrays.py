@@ -1,17 +1,19 @@
-"""Reading ``.npz`` archives a few samples at a time.
+"""Reading ``.npz`` archives and ``.npy`` files a few samples at a time.
 
-``numpy.load`` reads an array as a whole. An archive is a zip of ``.npy`` members whose data are in
-row order, so that samples along axis 0 can be read one after another, in memory for one batch.
+``numpy.load`` reads an array as a whole, or maps it, and then what was read counts as memory of the
+process. The data of a ``.npy`` file, of which an archive is a zip, are in row order, so that
+samples along axis 0 can be read one after another, in memory for one batch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from graphopt.errors import CalibrationError
 from graphopt.runtime.values import Array
 
-__all__ = ["Header", "open_archive"]
+__all__ = ["Archive", "Header", "open_npy", "open_npz"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,24 +36,33 @@ class Header:
 
 
 class Archive:
-    """An open archive.
+    """Arrays that are open for reading.
+
+    Args:
+        path: Where they are, for messages.
+        members: What opens the ``.npy`` data of each.
 
     Attributes:
-        headers: Its arrays by name.
+        headers: What is known of the arrays, by name.
     """
 
-    def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
-        self._path, self._file = path, file
+    def __init__(self, path: Path, members: Mapping[str, Callable[[], IO[bytes]]]) -> None:
+        self._path, self._members = path, members
         self.headers: dict[str, Header] = {}
-        for member in file.namelist():
-            if member.endswith(".npy"):
-                name = member.removesuffix(".npy")
-                with self._file.open(member) as f:
-                    self.headers[name] = self._header(name, f)
+        for name in members:
+            with self._open(name) as f:
+                self.headers[name] = self._header(name, f)
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[IO[bytes]]:
+        with _reading(self._path):
+            file = self._members[name]()
+        with file:
+            yield file
 
     def array(self, name: str) -> Array:
         """A whole array."""
-        with _reading(self._path), self._file.open(f"{name}.npy") as f:
+        with self._open(name) as f, _reading(self._path):
             found: Array = np.lib.format.read_array(f, allow_pickle=False)
         return found
 
@@ -66,7 +77,7 @@ class Archive:
             return
         shape = (size, *header.shape[1:])
         wanted = math.prod(shape) * header.dtype.itemsize
-        with self._file.open(f"{name}.npy") as f:
+        with self._open(name) as f:
             self._header(name, f)
             for _ in range(count):
                 with _reading(self._path):
@@ -98,7 +109,7 @@ class Archive:
 
 
 @contextlib.contextmanager
-def open_archive(path: Path) -> Iterator[Archive]:
+def open_npz(path: Path) -> Iterator[Archive]:
     """Open an ``.npz`` file.
 
     Raises:
@@ -107,7 +118,26 @@ def open_archive(path: Path) -> Iterator[Archive]:
     with contextlib.ExitStack() as stack:
         with _reading(path):
             file = stack.enter_context(zipfile.ZipFile(path))
-        yield Archive(path, file)
+        names = [m.removesuffix(".npy") for m in file.namelist() if m.endswith(".npy")]
+        yield Archive(path, {n: functools.partial(file.open, f"{n}.npy") for n in names})
+
+
+@contextlib.contextmanager
+def open_npy(path: Path, files: Mapping[str, Path]) -> Iterator[Archive]:
+    """Open ``.npy`` files as the arrays of an archive.
+
+    Args:
+        path: Where they are, for messages.
+        files: The file of each array.
+
+    Raises:
+        CalibrationError: One is missing, truncated, not such a file, or holds pickled objects.
+    """
+    yield Archive(path, {n: functools.partial(_file, f) for n, f in files.items()})
+
+
+def _file(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
 @contextlib.contextmanager
@@ -124,4 +154,5 @@ def _reading(path: Path) -> Iterator[None]:
         zipfile.BadZipFile,
         zlib.error,
     ) as e:
-        raise CalibrationError(f"{path} is truncated or not an .npz archive: {e}") from e
+        what = "an .npz archive" if path.suffix == ".npz" else "in the .npy format"
+        raise CalibrationError(f"{path} is truncated or not {what}: {e}") from e
