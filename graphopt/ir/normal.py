@@ -7,6 +7,7 @@
   stay inputs and are not constant.
 * Every value that something uses is named, and names are unique over all scopes. So are unused
   outputs of operators that count their outputs; an absent one would change what they compute.
+* Standard operators have no absent inputs at the end of their lists.
 * Nodes are topologically sorted; the default domain is ``""``; subgraphs carry the opset imports.
 """
 
@@ -47,6 +48,8 @@ def normalize(model: Model) -> None:
                 node.domain = ""
             _check_text(node.domain)
             _check_text(node.op_type)
+            if not node.domain:
+                _drop_absent(node)
         _lift_constants(graph)
     _unique_names(model)
     if not _is_sorted(model):
@@ -54,6 +57,15 @@ def normalize(model: Model) -> None:
             model.graph.sort()
         except ValueError as e:
             raise StructureError("the graph has a cycle") from e
+
+
+def _drop_absent(node: Node) -> None:
+    """Forget inputs at the end that are absent: some readers take an empty name for a value."""
+    size = len(node.inputs)
+    while size and node.inputs[size - 1] is None:
+        size -= 1
+    if size < len(node.inputs):
+        node.resize_inputs(size)
 
 
 def _drop_listed_initializers(model: Model) -> None:

@@ -23,7 +23,8 @@ class LowerOps(Pass):
     What it does: For every node that the target's rules reject, tries what is known to be the same
     function: HardSwish, HardSigmoid and Clip by Clip, Relu, Min and Max; Gemm without alpha, beta
     and transA, or as MatMul and Add; convolutions and pooling over one dimension as over two; means
-    over images as GlobalAveragePool, and that as AveragePool; Flatten, Squeeze and Unsqueeze as
+    over images as GlobalAveragePool, and that as AveragePool; padding that counts apart from the
+    pooling; Softmax of matrices; Flatten, Squeeze and Unsqueeze as
     Reshape; LayerNormalization by means; Sum by Add; ONNX Runtime's FusedConv and Gelu by standard
     operators; and else the definition that the ONNX standard gives, if all that it leads to is
     taken. What the target takes stays as it is.

@@ -1,4 +1,4 @@
-"""Operators on sequences as operators on images of height 1, and means over images."""
+"""Sequences as images of height 1; plainer forms of pooling, means, Softmax and views."""
 
 from __future__ import annotations
 
@@ -84,6 +84,41 @@ def pool_by_size(m: Match, rw: Rewriter) -> Replacement:
     return rw.op("AveragePool", m[_x], kernel_shape=list(shape[2:]))
 
 
+@rule(Op("AveragePool", _x, count_include_pad=1))
+def pad_before_pool(m: Match, rw: Rewriter) -> Replacement:
+    """Zeros that count become elements; where there are none the attribute says nothing."""
+    node = m.root
+    pads = ir.attr(node, "pads", ())
+    if ir.attr(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return m.fail("its padding depends on the size of the image")
+    if ir.attr(node, "ceil_mode", 0):
+        return m.fail("its ceil_mode is 1")
+    x = m[_x]
+    if any(pads):
+        half = len(pads) // 2
+        whole = [0, 0, *pads[:half], 0, 0, *pads[half:]]
+        if ir.opset(rw.model) < 11:
+            x = rw.op("Pad", x, pads=whole)
+        else:
+            x = rw.op("Pad", x, rw.const(np.array(whole, np.int64), "pads"))
+    return rw.op("AveragePool", x, like=node, pads=None, count_include_pad=None)
+
+
+@rule(Op("Softmax", _x))
+def flatten_softmax(m: Match, rw: Rewriter) -> Replacement:
+    """Softmax over the last dimensions of a matrix."""
+    shape = ir.static_shape(m[_x])
+    if shape is None or 0 in shape or len(shape) == 2:
+        return m.fail("the shape of its input is not known, or it is a matrix")
+    axis = int(ir.attr(m.root, "axis")) % len(shape)
+    if ir.opset(rw.model) >= 13 and axis != len(shape) - 1:
+        return m.fail("its axis is not the last one")
+    # Before opset 13 all dimensions from the axis on were one.
+    rows = int(np.prod(shape[:axis], dtype=np.int64))
+    flat = reshaped(rw, m[_x], (rows, int(np.prod(shape[axis:], dtype=np.int64))))
+    return reshaped(rw, rw.op("Softmax", flat, axis=1), shape)
+
+
 @rule(Op("ReduceMean", _x, variadic=True))
 def mean_to_pool(m: Match, rw: Rewriter) -> Replacement:
     """A mean over height and width as GlobalAveragePool."""
@@ -117,4 +152,12 @@ def view_to_reshape(m: Match, rw: Rewriter) -> Replacement:
     return reshaped(rw, m[_x], shape)
 
 
-RULES = (lift_convolution, lift_pool, pool_by_size, mean_to_pool, view_to_reshape)
+RULES = (
+    lift_convolution,
+    lift_pool,
+    pool_by_size,
+    pad_before_pool,
+    flatten_softmax,
+    mean_to_pool,
+    view_to_reshape,
+)

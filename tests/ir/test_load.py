@@ -611,3 +611,19 @@ def test_an_onnx_ir_model_is_copied_and_keeps_its_interface() -> None:
     out = ir.to_proto(model)
     assert out.graph.input == onnx_ir.to_proto(source).graph.input
     assert out.graph.output == onnx_ir.to_proto(source).graph.output
+
+
+def test_absent_inputs_at_the_end_are_dropped() -> None:
+    proto = ir.to_proto(
+        ir.parse_text("""
+        <ir_version: 8, opset_import: ["": 17, "mine": 1]>
+        g (float[2] x, int64[2] pads) => (float[4] y, float[2] z, float[2] w)
+        { y = Pad(x, pads) z = Clip(x) w = mine.Op(x) }
+        """)
+    )
+    for node in proto.graph.node:
+        node.input.append("")
+    model = ir.load(proto)
+    assert [len(node.inputs) for node in model.graph] == [2, 1, 2]
+    assert ir.to_proto(model).graph.node[0].input[-1] == ""  # as it was read
+    ir.verify(model)

@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphopt import PassManager, PipelineSyntaxError, UnsupportedFeature, ir, parse, targets
+from graphopt import (
+    PassManager,
+    PipelineSyntaxError,
+    Target,
+    UnsupportedFeature,
+    ir,
+    parse,
+    targets,
+)
 from graphopt.passes.legalize import ConvertOpset
 from graphopt.testing import assert_equivalent, check_pass
 
@@ -124,3 +132,39 @@ def test_opaque_models_are_refused() -> None:
     proto.training_info.add()
     with pytest.raises(UnsupportedFeature, match="carried through"):
         ir.convert_opset(ir.load(proto), 18)
+
+
+OLD = """
+    <ir_version: 8, opset_import: ["": 9]>
+    g (float[1,4] x) => (float[1,2] y) { y = Slice<axes=[1],starts=[0],ends=[2]>(x) }
+"""
+
+
+def _picky(requirement: targets.Requirement) -> Target:
+    portable = targets.get("portable")
+    return dataclasses.replace(portable, opsets=(7, 26), requirements=(requirement,))
+
+
+def test_old_forms_that_the_target_rejects() -> None:
+    def why(node: ir.Node) -> str | None:
+        return None if ir.opset(node) >= 10 else "it is of old"
+
+    requirement = targets.Requirement("slice", why, frozenset({"Slice"}))
+    picky = dataclasses.replace(
+        targets.get("portable"), opsets=(7, 26), requirements=(requirement,)
+    )
+    result = PassManager(ConvertOpset(), target=picky, oracle="end").run(ir.parse_text(OLD))
+    assert ir.opset(result.model) == 13
+    assert result.report.oracle["verdict"] == "equal"
+
+
+def test_old_forms_stay_where_that_helps_nothing() -> None:
+    requirement = targets.Requirement("never", lambda _node: "nothing helps", frozenset())
+    picky = dataclasses.replace(
+        targets.get("portable"), opsets=(7, 26), requirements=(requirement,)
+    )
+    result = PassManager(ConvertOpset(), target=picky).run(ir.parse_text(OLD))
+    assert not result.report.changed
+    assert "convert: the target takes no more of it at opset 13" in result.report.passes[0].declined
+    easy = dataclasses.replace(picky, requirements=())
+    assert not PassManager(ConvertOpset(), target=easy).run(ir.parse_text(OLD)).report.changed

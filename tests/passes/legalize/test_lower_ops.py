@@ -309,3 +309,41 @@ def test_clips(bounds: str, want: list[str]) -> None:
 def test_clips_of_old() -> None:
     body = "(float[2,3] x) => (float[2,3] y) { y = Clip<min=-1.0, max=0.25>(x) }"
     assert ops(lower(body, "Min", "Max", opset=9)) == ["Min", "Max"]
+
+
+def _without(op: str, attribute: str) -> targets.Requirement:
+    def why(node: ir.Node) -> str | None:
+        return f"it has {attribute}" if ir.attr(node, attribute) else None
+
+    return targets.Requirement(attribute, why, frozenset({op}))
+
+
+@pytest.mark.parametrize("pads", ["0,0,0,0", "1,0,2,1"])
+def test_padding_that_counts(pads: str) -> None:
+    body = f"""(float[1,2,5,5] x) => (float[1,2,H,W] y) {{
+        y = AveragePool<kernel_shape=[2,2],strides=[2,2],count_include_pad=1,pads=[{pads}]>(x)
+    }}"""
+    plain = (_without("AveragePool", "count_include_pad"),)
+    got = lower(body, "AveragePool", "Pad", requirements=plain)
+    assert ops(got) == (["Pad"] if "1" in pads else []) + ["AveragePool"]
+
+
+@pytest.mark.parametrize("extra", ["ceil_mode=1", 'auto_pad="SAME_UPPER"'])
+def test_padding_that_depends_on_the_size_stays(extra: str) -> None:
+    body = f"""(float[1,2,5,5] x) => (float[1,2,H,W] y)
+        {{ y = AveragePool<kernel_shape=[2,2],strides=[2,2],count_include_pad=1,{extra}>(x) }}"""
+    plain = (_without("AveragePool", "count_include_pad"),)
+    assert not lower(body, "AveragePool", "Pad", requirements=plain).report.changed
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(9, 1), (9, 2), (13, -1)])
+def test_softmax_of_matrices(opset: int, axis: int) -> None:
+    body = f"(float[2,3,4] x) => (float[2,3,4] y) {{ y = Softmax<axis={axis}>(x) }}"
+    got = lower(body, "Softmax", "Reshape", opset=opset, requirements=(_rank_of("Softmax", 2),))
+    assert ops(got) == ["Reshape", "Softmax", "Reshape"]
+
+
+def test_softmax_over_another_axis_stays() -> None:
+    body = "(float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=1>(x) }"
+    got = lower(body, "Softmax", "Reshape", requirements=(_rank_of("Softmax", 2),))
+    assert not got.report.changed
