@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +51,8 @@ def optimize(
     allow_growth: bool = False,
     instruments: Sequence[Instrument] = (),
     seeds: Sequence[int] = (0,),
+    executor: Executor | str | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Optimize a model and check that it still computes the same.
 
@@ -63,9 +67,10 @@ def optimize(
         pipeline: Pipeline text, a pipeline, or a pass.
         inputs: Example inputs, for a torch module.
         target: What to optimize for.
-        data: Samples: the path of an npz or a folder as for ``--data``; or batches, each a dict of
-            arrays by input name, in a list or another collection that can be read repeatedly (what
-            can be read only once is read into memory), or a single such dict.
+        data: Samples: what ``--data`` takes, such as the path of an npz or a folder, or
+            ``module:function``; or batches, each a dict of arrays by input name, in a list or
+            another collection that can be read repeatedly (what can be read only once is read into
+            memory), or a single such dict.
         oracle: Compare outputs after each pass, once at the end, or not at all.
         on_mismatch: What to do with a pass that raises, breaks the model or changes its numbers:
             undo it and go on, or raise.
@@ -73,6 +78,9 @@ def optimize(
         allow_growth: Let the file become larger.
         instruments: Observers of the run.
         seeds: Seeds of the made-up inputs that outputs are compared on.
+        executor: Where passes that calibrate run the samples: an executor, or what ``--executor``
+            takes, such as ``processes:4``. By default two threads.
+        cache: Folder where results of calibration are kept, to be used again.
 
     Returns:
         The optimized model and a report. A pass that failed its check is undone and named there.
@@ -88,18 +96,25 @@ def optimize(
         _need_runtime("; --oracle off leaves that out")
     loaded = _loaded(model, inputs)
     batches = samples(data, loaded)
-    manager = PassManager(
-        pipeline,
-        target=target,
-        data=batches,
-        oracle=oracle,
-        on_mismatch=on_mismatch,
-        objective=objective,
-        allow_growth=allow_growth,
-        instruments=instruments,
-        seeds=seeds,
-    )
-    result = manager.run(loaded)
+    with contextlib.ExitStack() as stack:
+        if isinstance(executor, str):
+            from graphopt.calibration import open_executor
+
+            executor = stack.enter_context(open_executor(executor))
+        manager = PassManager(
+            pipeline,
+            target=target,
+            data=batches,
+            oracle=oracle,
+            on_mismatch=on_mismatch,
+            objective=objective,
+            allow_growth=allow_growth,
+            instruments=instruments,
+            seeds=seeds,
+            executor=executor,
+            cache=cache,
+        )
+        result = manager.run(loaded)
     if batches is not None:  # what was converted shows when data is read
         remarks = result.report.remarks
         remarks += [each for each in batches.remarks if each not in remarks]

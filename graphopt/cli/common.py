@@ -88,13 +88,14 @@ def json_option(f: F) -> F:
 
 
 def data_option(f: F) -> F:
-    """The option ``--data FILE.npz|DIR``."""
+    """The option ``--data FILE.npz|DIR|MODULE:FUNCTION``."""
     return click.option(
         "--data",
         type=click.Path(),
-        metavar="FILE.npz|DIR",
-        help="Samples: an npz of arrays named after the inputs, samples along axis 0, or a folder "
-        "of npz or pb files, one batch each.",
+        metavar="FILE.npz|DIR|MODULE:FUNCTION",
+        help="Samples: an npz of arrays named after the inputs, samples along axis 0; a folder of "
+        "npz, npy or pb files, one batch each, or of images with a preprocess.json; or a function "
+        "that returns batches.",
     )(f)
 
 

@@ -66,6 +66,13 @@ __all__ = ["command", "optimize"]
     help="Write nothing where outputs cannot be compared; exit code 4.",
 )  # fmt: skip
 @seed_option
+@click.option(
+    "--executor", metavar="SPEC",
+    help="Where calibration runs: serial, threads:N, processes:N, dask:local:N or dask:ADDRESS.",
+)  # fmt: skip
+@click.option(
+    "--cache", type=click.Path(), metavar="DIR", help="Keep results of calibration in a folder."
+)
 @click.option("--dump", type=click.Path(), metavar="DIR", help="Write the model after each change.")
 @click.option(
     "--reproducer", type=click.Path(), metavar="DIR",
@@ -123,6 +130,8 @@ def _settings(
         given["objective"] = None
     if "data" in given:
         given["data"] = Path(given["data"])
+    if "cache" in given:
+        given["cache"] = Path(given["cache"])
     return dataclasses.replace(base, **given)
 
 
@@ -161,7 +170,7 @@ def optimize(
     get(config.target)
     check_writable(destination)
     check_json(json_file, model, destination)
-    for folder in (dump, reproducer):
+    for folder in (dump, reproducer, config.cache):
         _check_folder(folder)
     keeper = None
     if reproducer is not None:
@@ -231,6 +240,8 @@ def _run(
         allow_growth=config.allow_growth,
         instruments=instruments,
         seeds=config.seeds,
+        executor=config.executor,
+        cache=config.cache,
     )
     return result, ir.source_bytes(source)
 
@@ -246,7 +257,7 @@ def _show(
     print_line(out, f"wrote {' and '.join(map(_shown, files))}: {size:,} bytes{was}")
 
 
-def _check_folder(folder: str | None) -> None:
+def _check_folder(folder: str | Path | None) -> None:
     """Fail before the work if a folder cannot be made."""
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
         raise click.UsageError(f"{folder} is not a folder")

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -51,7 +52,8 @@ else:
 
 __all__ = ["Config", "load_config", "parse_config"]
 
-_PATHS = ("model", "output", "data")
+_FUNCTION = re.compile(r"[\w.]+:[\w.]+")  # what data may be instead of a path
+_PATHS = ("model", "output", "data", "cache")
 _SETTINGS: dict[str, Any] = {
     "model": str,
     "output": str,
@@ -62,6 +64,8 @@ _SETTINGS: dict[str, Any] = {
     "objective": Literal["cost", "bytes", "nodes", "none"],
     "allow_growth": bool,
     "seeds": tuple[int, ...],
+    "executor": str,
+    "cache": str,
 }
 
 
@@ -74,12 +78,15 @@ class Config:
         model: The model to read, or None if it is given elsewhere.
         output: Where to write the result, or None.
         target: Name of the target.
-        data: Samples for the oracle and for calibration: an npz file or a folder, or None.
+        data: Samples for the oracle and for calibration: an npz file, a folder, or
+            ``module:function``; or None.
         oracle: When outputs are compared: ``off``, at the ``end``, or after ``each`` pass.
         on_mismatch: ``revert`` the passes that break their promise, or ``raise``.
         objective: What a pass must not make worse: ``cost``, ``bytes`` or ``nodes``; None for any.
         allow_growth: Whether the file may become larger.
         seeds: Seeds of the oracle's random inputs, one set of inputs each.
+        executor: Where calibration runs, such as ``processes:4``, or None.
+        cache: Folder where results of calibration are kept, or None.
     """
 
     pipeline: Pipeline
@@ -92,6 +99,8 @@ class Config:
     objective: Literal["cost", "bytes", "nodes"] | None = "cost"
     allow_growth: bool = False
     seeds: tuple[int, ...] = (0,)
+    executor: str | None = None
+    cache: Path | None = None
 
     def to_toml(self, base: Path | None = None) -> str:
         """Return the TOML text of this run, a table per pass.
@@ -194,7 +203,9 @@ def _config(table: Mapping[str, Any], base: Path | None, registry: Registry) -> 
             raise ConfigError(f"key {written!r} {error}") from None
     for key in _PATHS:
         if key in settings:
-            settings[key] = Path(settings[key]) if base is None else base / settings[key]
+            path, below = Path(settings[key]), Path() if base is None else base
+            function = key == "data" and _FUNCTION.fullmatch(settings[key])
+            settings[key] = path if function and not (below / path).exists() else below / path
     if settings.get("objective") == "none":
         settings["objective"] = None
     if ("pipeline" in table) == ("passes" in table):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from graphopt import ir
@@ -24,6 +26,8 @@ class Context:
         model: The model being transformed.
         target: What the model is optimized for.
         data: Samples of the model's inputs, re-iterable, or None.
+        executor: Where calibration runs; None leaves the choice to it.
+        cache: Folder where results of calibration are kept, or None.
         stats: Rewrites of the pass that is running; whole-model passes count theirs here.
         inferred: Whether the running pass refreshed shapes, so that costs compare no more.
     """
@@ -34,8 +38,12 @@ class Context:
         target: Target,
         data: Data | None = None,
         allow: Callable[[str], bool] | None = None,
+        *,
+        executor: Executor | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.model, self.target, self.data = model, target, data
+        self.executor, self.cache = executor, cache
         self.stats = RewriteStats()
         self.remarks: list[str] = []
         self._allow = allow

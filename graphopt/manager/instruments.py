@@ -141,7 +141,8 @@ class Reproducer(Instrument):
 
     Args:
         directory: The folder; made when it is needed.
-        data: The samples that outputs were compared on, a file or a folder; they are copied.
+        data: The samples that outputs were compared on, a file or a folder, which is
+            copied, or ``module:function``.
         **options: Further arguments of the pass manager, such as ``target`` and ``seeds``.
 
     Attributes:
@@ -192,11 +193,14 @@ class Reproducer(Instrument):
         lines = "".join(f"    {key}={value!r},\n" for key, value in options.items())
         if self._data is not None:
             copy = self.directory / f"data{self._data.suffix}"
+            source = f"here / {copy.name!r}"
             if self._data.is_dir():
                 shutil.copytree(self._data, copy, dirs_exist_ok=True)
-            else:
+            elif self._data.exists():
                 shutil.copyfile(self._data, copy)
-            lines += f"    data=graphopt.calibration.load_data(here / {copy.name!r}, model),\n"
+            else:
+                source = repr(str(self._data))  # a function
+            lines += f"    data=graphopt.calibration.load_data({source}, model),\n"
         return _REPRO.replace("    OPTIONS\n", lines)
 
     def _text(self, name: str, text: str) -> None:

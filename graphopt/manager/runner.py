@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
@@ -92,6 +95,8 @@ class PassManager:
         instruments: Observers.
         registry: Where names in pipeline text come from.
         seeds: Seeds of the probe inputs of the oracle.
+        executor: Where passes that calibrate run the samples; None leaves the choice to them.
+        cache: Folder where results of calibration are kept.
 
     Raises:
         PipelineSyntaxError, UnknownPassError: The text does not parse.
@@ -112,6 +117,8 @@ class PassManager:
         instruments: Sequence[Instrument] = (),
         registry: Registry | None = None,
         seeds: Sequence[int] = (0,),
+        executor: Executor | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         from graphopt.targets import get
 
@@ -132,6 +139,14 @@ class PassManager:
         self.allow_growth = allow_growth
         self.instruments = (*instruments, *((Fuel(fuel),) if fuel is not None else ()))
         self.seeds = tuple(seeds)
+        self.executor = executor
+        self.cache = None if cache is None else Path(cache)
+
+    def context(self, model: ir.Model, allow: Callable[[str], bool] | None = None) -> Context:
+        """What passes of this run get besides ``model``."""
+        return Context(
+            model, self.target, self.data, allow, executor=self.executor, cache=self.cache
+        )
 
     def run(self, model: ir.Model) -> Result:
         """Run the pipeline on a copy of ``model``.
@@ -191,7 +206,7 @@ class _Run:
         if not passes:
             return None
         model = ir.clone(self.source)
-        ctx = Context(model, self.manager.target, self.manager.data)
+        ctx = self.manager.context(model)
         for each in passes:
             with contextlib.suppress(GraphOptError):  # in the pipeline it fails, too, and says so
                 each.run(model, ctx)
@@ -298,7 +313,7 @@ class _Attempt:
         self.all = run
         self.manager = run.manager
         self.model = ir.clone(run.source)
-        self.ctx = Context(self.model, run.manager.target, run.manager.data, self.allow)
+        self.ctx = run.manager.context(self.model, self.allow)
         self.records: list[PassRecord] = []
         self.effective: list[Pass] = []
         self.count = 0

@@ -82,7 +82,7 @@ def test_a_model_that_does_not_run(run: Run, tmp_path: Path) -> None:
         (["--target", "zzz"], "there is no target 'zzz'; there are cpu, "),
         (["--config", "missing.toml"], "cannot read missing.toml"),
         (["--data", "missing.npz"], "missing.npz does not exist"),
-        (["--data", "missing"], "missing does not exist: give an .npz file, or a folder"),
+        (["--data", "missing"], "missing does not exist: give an .npz file, a folder of"),
     ],
 )
 def test_arguments(
@@ -135,8 +135,8 @@ def test_data_that_is_no_archive(run: Run, resnet: Path, tmp_path: Path) -> None
     folder.mkdir()
     for given, message in (
         (data, "is truncated or not an .npz archive"),
-        (resnet, "is no .npz file: give an .npz file, or a folder of .npz or .pb files"),
-        (folder, "holds no samples: no .npz files, and no .pb files here or in its folders"),
+        (resnet, "is no .npz or .npy file: give an .npz file, a folder of .npz, .npy, .pb or"),
+        (folder, "holds no samples: no .npz, .npy or image files, and no .pb files, here or"),
     ):
         one_error(run("verify", resnet, resnet, "--data", given), 2, f"{given} {message}")
 
