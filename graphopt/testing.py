@@ -11,6 +11,7 @@ from graphopt.ir.random_model import random_model
 from graphopt.manager.base import Exactness, Pass
 from graphopt.manager.runner import PassManager, Result
 from graphopt.runtime.oracle import Oracle
+from graphopt.targets import Target
 
 __all__ = ["assert_equivalent", "check_pass", "random_model"]
 
@@ -23,6 +24,7 @@ def check_pass(
     seeds: Sequence[int] = (0, 1),
     data: Sequence[dict[str, Any]] | None = None,
     numbers: bool = True,
+    target: str | Target = "cpu",
 ) -> Result:
     """Run a pass and check everything a pass promises.
 
@@ -38,6 +40,7 @@ def check_pass(
         seeds: Seeds of the random inputs that outputs are compared on.
         data: Inputs to compare on besides.
         numbers: Compare outputs.
+        target: What the model is optimized for.
 
     Returns:
         The result, for further checks of the report.
@@ -47,7 +50,7 @@ def check_pass(
     """
     model = ir.parse_text(before) if isinstance(before, str) else before
     source = ir.dump(model)
-    manager = PassManager(each, on_mismatch="raise", objective=None, data=data)
+    manager = PassManager(each, on_mismatch="raise", objective=None, data=data, target=target)
     result = manager.run(model)
     assert ir.dump(model) == source, "the input model was modified"
     got = ir.dump(result.model)

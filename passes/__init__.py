@@ -34,6 +34,7 @@ from graphopt.passes.layout import (
 )
 from graphopt.passes.legalize import ConvertOpset, FixShapes, LowerOps
 from graphopt.passes.precision import ConvertFp16
+from graphopt.passes.quantize import DropQdq, PlaceQdq, QuantizeBias, RepairQdq, WidenQdq
 
 __all__ = ["PASSES", "PIPELINES"]
 
@@ -68,6 +69,11 @@ PASSES = (
     ConvertOpset,
     LowerOps,
     ConvertFp16,
+    RepairQdq,
+    PlaceQdq,
+    WidenQdq,
+    DropQdq,
+    QuantizeBias,
 )
 
 PIPELINES = {
@@ -91,6 +97,12 @@ PIPELINES = {
     ),
     # What a target takes, whatever it costs.
     "legalize": "convert-opset,lower-ops,fold,cleanup",
+    # Anyone's quantized model in the form that the target computes fast. Numbers change only where
+    # a quantizer is missing, and its range is learned from samples.
+    "repair": (
+        "fixpoint{max=4}(repair-qdq,deduplicate-initializers,eliminate-common-subexpressions),"
+        "place-qdq,repair-qdq,deduplicate-initializers,eliminate-dead"
+    ),
     # All there is, whatever time it takes.
     "O3": "O2,onnxsim,fixpoint{max=3}(O1,O2)",
 }

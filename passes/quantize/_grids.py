@@ -1,0 +1,174 @@
+"""Grids: which real numbers the integers between a quantizer and its dequantizers stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from graphopt import Rewriter, ir
+from graphopt.targets import Format
+
+__all__ = [
+    "Array",
+    "Grid",
+    "dequantize",
+    "is_dequantize",
+    "is_quantize",
+    "known",
+    "limits",
+    "quantize",
+    "read",
+    "zero_point",
+]
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+_INTEGERS = frozenset({
+    ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8,
+    ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32,
+})  # fmt: skip
+
+
+def limits(dtype: ir.DataType) -> tuple[int, int]:
+    """Smallest and largest number of an integer type."""
+    return Format(dtype.name.lower()).limits
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """``real = (integer - zero) * scale``.
+
+    Attributes:
+        scale: float32, a scalar, or one per channel.
+        zero: int64, of the shape of the scale.
+        axis: Axis of the channels, not negative; None for a scalar scale.
+        dtype: Type of the integers.
+    """
+
+    scale: Array
+    zero: Array
+    axis: int | None
+    dtype: ir.DataType
+
+    def same(self, other: Grid) -> bool:
+        """Whether equal integers of the same type stand for equal numbers."""
+        return (
+            (self.axis, self.dtype) == (other.axis, other.dtype)
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero, other.zero)
+        )
+
+    def at(self, dtype: ir.DataType, shift: int) -> Grid:
+        """The same numbers, of integers that are larger by ``shift``."""
+        return dataclasses.replace(self, zero=self.zero + shift, dtype=dtype)
+
+    def centred(self, dtype: ir.DataType, zero: int) -> Grid:
+        """The same numbers, of integers that are 0 at ``zero``."""
+        return dataclasses.replace(self, zero=np.full_like(self.zero, zero), dtype=dtype)
+
+    def aligned(self, numbers: Array, rank: int) -> Array:
+        """Scales or zero points in a shape that broadcasts to a tensor of some rank."""
+        if self.axis is None:
+            return numbers
+        return numbers.reshape([-1 if i == self.axis else 1 for i in range(rank)])
+
+    def codes(self, x: Array) -> Array:
+        """What QuantizeLinear makes of float32 numbers, as int64.
+
+        ONNX Runtime divides in float32, rounds halves to even and saturates.
+        """
+        low, high = limits(self.dtype)
+        zero = self.aligned(self.zero, x.ndim)
+        steps = np.rint(np.asarray(x, np.float32) / self.aligned(self.scale, x.ndim))
+        return np.asarray(np.clip(steps, low - zero, high - zero) + zero).astype(np.int64)
+
+    def numbers(self, codes: Array) -> Array:
+        """What DequantizeLinear makes of integers, as float32."""
+        steps = codes.astype(np.int64) - self.aligned(self.zero, codes.ndim)
+        return np.asarray(steps.astype(np.float32) * self.aligned(self.scale, codes.ndim))
+
+
+def is_quantize(node: ir.Node | None) -> bool:
+    """Whether a node is a QuantizeLinear of the default domain."""
+    return node is not None and node.op_type == "QuantizeLinear" and not node.domain
+
+
+def is_dequantize(node: ir.Node | None) -> bool:
+    """Whether a node is a DequantizeLinear of the default domain."""
+    return node is not None and node.op_type == "DequantizeLinear" and not node.domain
+
+
+def read(node: ir.Node) -> Grid | str:
+    """The grid of a QuantizeLinear or DequantizeLinear, or why it is not known."""
+    if ir.attr(node, "block_size", 0):
+        return "it has a scale per block"
+    scale = ir.array(node.inputs[1])
+    if scale is None:
+        return "its scale is computed"
+    if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
+        return "its scale is not a positive float32"
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    if given is not None:
+        tensor = ir.const(given)
+        if tensor is None:
+            return "its zero point is computed"
+        dtype, zero = tensor.dtype, tensor.numpy().astype(np.int64)
+    else:
+        wanted = ir.attr(node, "output_dtype", 0) if is_quantize(node) else 0
+        source = node.inputs[0]
+        found = source.dtype if not is_quantize(node) and source is not None else None
+        dtype = ir.DataType(wanted) if wanted else found or ir.DataType.UINT8
+        zero = np.zeros(scale.shape, np.int64)
+    if dtype not in _INTEGERS:
+        return f"it quantizes to {dtype.name.lower()}"
+    if scale.size == 1 and zero.size == 1:
+        return Grid(scale.reshape(()), zero.reshape(()), None, dtype)
+    rank, axis = ir.rank(node.inputs[0]), int(ir.attr(node, "axis", 1))
+    if scale.ndim != 1 or zero.shape != scale.shape:
+        return "it has a scale per block"
+    if axis < 0 and rank is None:
+        return "its axis is not known"
+    return Grid(scale, zero, axis if axis >= 0 else axis + (rank or 0), dtype)
+
+
+def known(value: ir.Value | None) -> Array | None:
+    """The numbers of a constant, be it dequantized, or None for other values."""
+    node = None if value is None else value.producer()
+    if node is None or not is_dequantize(node):
+        return ir.array(value)
+    codes, grid = ir.array(node.inputs[0]), read(node)
+    return None if codes is None or isinstance(grid, str) else grid.numbers(codes)
+
+
+def _constants(rw: Rewriter, grid: Grid, name: str) -> tuple[ir.Value, ir.Value]:
+    return rw.const(grid.scale, f"{name}.scale"), zero_point(rw, grid, name)
+
+
+def zero_point(rw: Rewriter, grid: Grid, name: str) -> ir.Value:
+    """A new constant with the zero point of a grid."""
+    return rw.const(grid.zero.astype(grid.dtype.numpy()), f"{name}.zero")
+
+
+def quantize(rw: Rewriter, x: ir.Value, grid: Grid) -> ir.Value:
+    """A new QuantizeLinear of a value."""
+    made = rw.op("QuantizeLinear", x, *_constants(rw, grid, x.name or "value"), axis=grid.axis)
+    return _described(made, x, grid.dtype)
+
+
+def dequantize(rw: Rewriter, codes: ir.Value, grid: Grid) -> ir.Value:
+    """A new DequantizeLinear of a value."""
+    made = rw.op(
+        "DequantizeLinear", codes, *_constants(rw, grid, codes.name or "value"), axis=grid.axis
+    )
+    return _described(made, codes, ir.DataType.FLOAT)
+
+
+def _described(made: ir.Value, like: ir.Value, dtype: ir.DataType) -> ir.Value:
+    node = made.producer()
+    assert node is not None
+    node.name = made.name  # ONNX Runtime refuses two nodes of the same name
+    made.type = ir.TensorType(dtype)
+    made.shape = None if like.shape is None else like.shape.copy()
+    return made
