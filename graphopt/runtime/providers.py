@@ -115,9 +115,10 @@ def _status(provider: str, options: tuple[tuple[str, str], ...], timeout: float)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return ProviderStatus(provider, False, f"the process that tried it died of {name}")
-    if done.returncode or not lines:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing said"]
-        return ProviderStatus(provider, False, f"the process that tried it failed: {said[-1]}")
+    if done.returncode or not lines or not lines[-1]:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        why = said[-1] if said else "it said nothing of use"
+        return ProviderStatus(provider, False, f"the process that tried it failed: {why}")
     reason: str = json.loads(lines[-1])
     if "fallback to CPU EP has been explicitly disabled" in reason:
         reason = "it does not start, or leaves a small model to the CPU"

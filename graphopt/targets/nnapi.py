@@ -245,6 +245,7 @@ _REQUIREMENTS = (
         "impl/pool_op_builder.cc",
         has_rank(0, [4]),
         _pool,
+        hint="where it pads nothing, count_include_pad makes no difference",
     ),
     _needs(
         "gemm",
