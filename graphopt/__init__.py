@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnsupportedFeature,
         VerificationError,
     )
+    from graphopt.exporting import Export, export
     from graphopt.manager.base import Exactness, Pass, Pipeline, RewritePass
     from graphopt.manager.bisect import BisectResult, bisect
     from graphopt.manager.config import Config, load_config
@@ -64,6 +65,7 @@ _HOME = {
         "RuntimeUnavailable", "SessionError", "StructureError", "TargetError", "UnknownPassError",
         "UnsupportedFeature", "VerificationError",
     ),
+    "exporting": ("Export", "export"),
     "manager.base": ("Exactness", "Pass", "Pipeline", "RewritePass"),
     "manager.bisect": ("BisectResult", "bisect"),
     "manager.config": ("Config", "load_config"),
@@ -91,6 +93,7 @@ __all__ = [
     "Context",
     "Dump",
     "Exactness",
+    "Export",
     "ExportError",
     "FrontendError",
     "Fuel",
@@ -136,6 +139,7 @@ __all__ = [
     "check",
     "default_registry",
     "errors",
+    "export",
     "ir",
     "load",
     "load_config",

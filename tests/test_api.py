@@ -25,7 +25,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Layer -> the layers it may import. The first set counts wherever the import stands, the second
 # only inside functions: what a layer above it provides on demand. Imports under TYPE_CHECKING do
-# not run and are free. Names not in the table (api, cli, testing, __init__) may import every layer.
+# not run and are free. Names not in the table (api, cli, exporting, testing, __init__) may import
+# every layer.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "ir": ({"errors"}, set()),
@@ -36,9 +37,9 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": ({"errors", "ir"}, set()),
     "calibration": ({"errors", "ir", "runtime"}, set()),
     "frontends": ({"errors", "ir", "targets", "runtime"}, set()),
-    "export": ({"errors", "ir", "targets", "runtime"}, set()),
+    "bundle": ({"errors", "ir", "targets", "runtime"}, set()),
 }
-TOP = {"__init__", "__main__", "api", "cli", "testing"}
+TOP = {"__init__", "__main__", "api", "cli", "exporting", "testing"}
 # What built-in passes may import, as third-party ones may: names exported by graphopt, and these.
 PUBLIC = {"ir", "analyses", "calibration", "runtime", "targets", "testing", "passes"}
 # Who may import onnx and onnx_ir: the IR, code that turns other formats into ONNX, and passes that

@@ -22,6 +22,7 @@ _VERBS = {
     "verify": "Compare the outputs of two models.",
     "bench": "Compare the latency of two models.",
     "check": "Tell which nodes a target computes, and why not the others.",
+    "export": "Write a model in the form that a target takes, and how to run it.",
     "passes": "List passes and pipelines, or explain one.",
     "bisect": "Find the rewrite that makes a model wrong.",
     "doctor": "Show versions and execution providers.",

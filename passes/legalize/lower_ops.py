@@ -14,6 +14,13 @@ __all__ = ["LowerOps"]
 _RULES = (*activations.RULES, *products.RULES, *spatial.RULES, *compositions.RULES)
 _LOWERED = frozenset(op for r in _RULES for op in r.pattern.ops if not r.pattern.domain)
 _ROUNDS = 8
+_INTEGER_FORM = {
+    "GlobalAveragePool": "AveragePool",
+    "ReduceMean": "AveragePool",
+    "Flatten": "Reshape",
+    "Squeeze": "Reshape",
+    "Unsqueeze": "Reshape",
+}
 _ABOUT_TENSORS = frozenset({"static_shapes", "max_rank", "dtypes", "fp16"})
 
 
@@ -33,7 +40,8 @@ class LowerOps(Pass):
 
     Needs: Types and shapes of the values involved; a target with rules.
 
-    Options: None.
+    Options: integer (lower also what the target computes in floating point only, where the form
+    that it lowers to has an integer kernel: pooling and views).
 
     Example: ``y = HardSwish(x)`` -> ``y = Mul(x, Mul(Clip(Add(x, 3), 0, 6), 1/6))`` for NNAPI
 
@@ -48,12 +56,15 @@ class LowerOps(Pass):
     exactness = Exactness.ROUNDING
     min_opset = 7
     gated = False
+    integer: bool = False
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Apply the rules to rejected nodes, in rounds: only between them all shapes are known."""
         rw = ctx.rewriter()
         for _ in range(_ROUNDS):
             rejected = _rejected(model, ctx.target)
+            if self.integer:
+                rejected |= _float_only(model, ctx.target)
             if not rejected:
                 break
             body = expand_functions(
@@ -77,6 +88,15 @@ def _rejected(model: ir.Model, target: Target) -> set[ir.Node]:
         for v in check(model, target)
         if v.node is not None and not v.slow and v.rule not in _ABOUT_TENSORS
     }
+
+
+def _float_only(model: ir.Model, target: Target) -> set[ir.Node]:
+    """Nodes without an integer kernel for which there is a form that has one."""
+    if target.scheme is None:
+        return set()
+    kernels = target.scheme.kernels
+    wanted = {op for op, other in _INTEGER_FORM.items() if op not in kernels and other in kernels}
+    return {n for n in ir.all_nodes(model) if not n.domain and n.op_type in wanted}
 
 
 def _takes(target: Target) -> Takes:

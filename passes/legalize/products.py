@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from graphopt import Match, Op, Replacement, Rewriter, Var, ir, rule
 from graphopt.passes.legalize.activations import activation
+from graphopt.passes.legalize.spatial import reshaped
 
 __all__ = ["RULES"]
 
@@ -54,6 +56,16 @@ def gemm_to_matmul(m: Match, rw: Rewriter) -> Replacement:
     return product if c is None else rw.op("Add", product, c)
 
 
+@rule(Op("MatMul", _a, _b))
+def flatten_matmul(m: Match, rw: Rewriter) -> Replacement:
+    """A stack of matrices times one matrix, as one product of two matrices."""
+    a, b = ir.static_shape(m[_a]), ir.static_shape(m[_b])
+    if a is None or b is None or len(b) != 2 or len(a) < 3 or 0 in a:
+        return m.fail("it is not a stack of matrices times one matrix, of known shapes")
+    product = rw.op("MatMul", reshaped(rw, m[_a], (math.prod(a[:-1]), a[-1])), m[_b])
+    return reshaped(rw, product, (*a[:-1], b[1]))
+
+
 def _scaled(rw: Rewriter, value: ir.Value, factor: float, dtype: ir.DataType) -> ir.Value:
     data = ir.array(value)
     if data is not None:
@@ -81,4 +93,4 @@ def split_fused_conv(m: Match, rw: Rewriter) -> Replacement:
     return m.fail(found) if isinstance(found, str) else found
 
 
-RULES = (normalize_gemm, gemm_to_matmul, split_fused_conv)
+RULES = (normalize_gemm, gemm_to_matmul, flatten_matmul, split_fused_conv)

@@ -113,7 +113,7 @@ def _peaks(model: ir.Model, half: dict[ir.Node, Ports], ctx: Context) -> dict[ir
         return {}
     values = {v.name or "": v for n, at in half.items() for v in _values(n, at)}
     watch = {name: Peak() for name, v in values.items() if ir.const(v) is None}
-    found = calibration.collect(model, watch, ctx.data)
+    found = calibration.collect(model, watch, ctx.data, executor=ctx.executor, cache=ctx.cache)
     return {values[name]: seen.largest for name, (seen,) in found.items() if isinstance(seen, Peak)}
 
 

@@ -347,3 +347,28 @@ def test_softmax_over_another_axis_stays() -> None:
     body = "(float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=1>(x) }"
     got = lower(body, "Softmax", "Reshape", requirements=(_rank_of("Softmax", 2),))
     assert not got.report.changed
+
+
+def test_stacks_of_matrices() -> None:
+    def why(node: ir.Node) -> str | None:
+        return None if ir.rank(node.inputs[0]) == 2 else "it is a stack"
+
+    requirement = targets.Requirement("matrix", why, frozenset({"MatMul"}))
+    body = "(float[2,3,4] x, float[4,5] w) => (float[2,3,5] y) { y = MatMul(x, w) }"
+    got = lower(body, "MatMul", "Reshape", requirements=(requirement,))
+    assert ops(got) == ["Reshape", "MatMul", "Reshape"]
+    body = "(float[2,3,4] x, float[2,4,5] w) => (float[2,3,5] y) { y = MatMul(x, w) }"
+    assert not lower(body, "MatMul", "Reshape", requirements=(requirement,)).report.changed
+
+
+def test_forms_with_integer_kernels() -> None:
+    nnapi = targets.get("nnapi")
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1,2,4,4] x) => (float[1,2] y) { p = GlobalAveragePool(x) y = Flatten(p) }"""
+    model = ir.parse_text(text)
+    assert not PassManager(LowerOps(), target=nnapi).run(model).report.changed
+    result = PassManager(LowerOps(integer=True), target=nnapi, oracle="end").run(model)
+    assert ops(result) == ["AveragePool", "Reshape"]
+    assert result.report.oracle["verdict"] == "equal"
+    nobody = target("GlobalAveragePool", "Flatten", scheme=None)
+    assert not PassManager(LowerOps(integer=True), target=nobody).run(model).report.changed
