@@ -34,7 +34,15 @@ from graphopt.passes.layout import (
 )
 from graphopt.passes.legalize import ConvertOpset, FixShapes, LowerOps
 from graphopt.passes.precision import ConvertFp16
-from graphopt.passes.quantize import DropQdq, PlaceQdq, QuantizeBias, RepairQdq, WidenQdq
+from graphopt.passes.quantize import (
+    ChannelsLast,
+    DropQdq,
+    LowerQdq,
+    PlaceQdq,
+    QuantizeBias,
+    RepairQdq,
+    WidenQdq,
+)
 
 __all__ = ["PASSES", "PIPELINES"]
 
@@ -74,6 +82,8 @@ PASSES = (
     WidenQdq,
     DropQdq,
     QuantizeBias,
+    LowerQdq,
+    ChannelsLast,
 )
 
 PIPELINES = {

@@ -1,9 +1,19 @@
 """Passes about integers instead of floating-point numbers."""
 
+from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.passes.quantize.drop_qdq import DropQdq
+from graphopt.passes.quantize.lower_qdq import LowerQdq
 from graphopt.passes.quantize.place_qdq import PlaceQdq
 from graphopt.passes.quantize.quantize_bias import QuantizeBias
 from graphopt.passes.quantize.repair_qdq import RepairQdq
 from graphopt.passes.quantize.widen_qdq import WidenQdq
 
-__all__ = ["DropQdq", "PlaceQdq", "QuantizeBias", "RepairQdq", "WidenQdq"]
+__all__ = [
+    "ChannelsLast",
+    "DropQdq",
+    "LowerQdq",
+    "PlaceQdq",
+    "QuantizeBias",
+    "RepairQdq",
+    "WidenQdq",
+]
