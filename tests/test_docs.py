@@ -46,7 +46,9 @@ def beside_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("clean_registry", "beside_models")
-@pytest.mark.parametrize("page", ["docs/tutorial_pass.md", "docs/getting_started.md", "README.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/tutorial_pass.md", "docs/getting_started.md", "docs/targets.md", "README.md"]
+)
 def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks of a page run in order, as one module."""
     module = ModuleType("page")

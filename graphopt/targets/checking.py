@@ -107,15 +107,18 @@ def _of_node(node: ir.Node, target: Target, requirements: list[Requirement]) -> 
             node,
             "domains",
             f"{target.name} takes no operators of {node.domain}",
-            "give it the model as it was before operators were fused",
-            source=target.sources.get("domains", ""),
+            "give it the model as it was before operators were fused, or express them by others",
+            "lower-ops",
+            target.sources.get("domains", ""),
         )
     elif target.operators is not None and name not in target.operators:
         yield Violation(
             node,
             "operators",
             f"{target.name} does not compute {name}",
-            source=target.sources.get("operators", ""),
+            "some can be expressed by others",
+            "lower-ops",
+            target.sources.get("operators", ""),
         )
     yield from _tensors(node, target)
     for each in requirements:

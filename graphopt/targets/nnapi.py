@@ -236,7 +236,15 @@ def _needs(
 
 
 _REQUIREMENTS = (
-    _needs("conv", "Conv QLinearConv", "impl/conv_op_builder.cc", has_rank(0, [4]), _conv),
+    _needs(
+        "conv",
+        "Conv QLinearConv",
+        "impl/conv_op_builder.cc",
+        has_rank(0, [4]),
+        _conv,
+        hint="express one dimension by two",
+        fix="lower-ops",
+    ),
     _needs("conv-weight", "Conv", "impl/conv_op_builder.cc", constant("its weight is", 1)),
     _needs("conv-bias", "Conv", "nnapi_supported_ops.md", constant("its bias is", 2)),
     _needs(
@@ -258,6 +266,8 @@ _REQUIREMENTS = (
         has_rank(0, [2]),
         _gemm_constant,
         _gemm_bias,
+        hint="express it by MatMul and Add",
+        fix="lower-ops",
     ),
     _needs("matmul", "MatMul", "impl/gemm_op_builder.cc", _matmul),
     _needs("broadcast", "Add Sub Mul Div Pow", "impl/binary_op_builder.cc", since(7)),

@@ -46,6 +46,7 @@ def test_counts_remedies_and_examples(run: Run, small: Path) -> None:
     assert ["HardSwish", "1", "0"] in lines
     assert ["Relu", "2", "2"] in lines
     assert "nnapi does not compute HardSwish" in done.out
+    assert "some can be expressed by others (lower-ops)" in done.out
     assert "nnapi_supported_ops.md" in done.out
     assert lines[-1][:6] == ["nnapi", "computes", "2", "of", "3", "nodes;"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,7 @@ def test_operators_and_passes_exist(target: Target) -> None:
     assert [op for op in sorted(mentioned) if not exists(op)] == []
     known = default_registry().names()
     fixes = {name for each in target.requirements for name in each.fix.split(", ") if name}
+    fixes |= {"fix-shapes", "fold-constants", "convert-opset", "freeze-inputs", "lower-ops"}
     assert fixes <= set(known)
 
 
@@ -174,3 +176,9 @@ def test_axis_of_transposed_weights() -> None:
         z = Gemm <transB=1> (x, w)
     }"""
     assert [kernel.axis(node) for node in ir.parse_text(text).graph] == [1, 0]
+
+
+def test_page_is_complete(root: Path) -> None:
+    page = (root / "docs" / "targets.md").read_text(encoding="utf-8")
+    for target in ALL:
+        assert f"| `{target.name}` | {target.description} |" in page, target.name
