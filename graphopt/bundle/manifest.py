@@ -73,7 +73,7 @@ def _value(value: ir.Value) -> dict[str, Any]:
 def _scheme(model: ir.Model, target: Target) -> str | None:
     """The quantization scheme, if anything is quantized."""
     quantized = any(
-        "QuantizeLinear" in node.op_type or node.op_type.startswith("QLinear")
+        "uantizeLinear" in node.op_type or node.op_type.startswith("QLinear")
         for node in ir.all_nodes(model)
     )
     return target.scheme.name if quantized and target.scheme is not None else None

@@ -46,7 +46,7 @@ def ports(node: ir.Node) -> Ports | str | None:
     schema: Any = ir.schema(node.domain, node.op_type, ir.opset(node, node.domain))
     if schema is None:
         return "nobody knows which types it admits"
-    if "Quantize" in node.op_type or node.op_type.startswith("QLinear"):
+    if "uantize" in node.op_type or node.op_type.startswith("QLinear"):
         return "it belongs to what is quantized already"
     if not node.domain and node.op_type == "Cast":
         # Its type is an attribute.
