@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from graphopt import Match, Op, Replacement, Rewriter, Rule, Var, ir, rule
-from graphopt.passes.quantize._grids import limits, quantize, read
+from graphopt.passes.quantize._grids import integers, limits, quantize, read
 
 __all__ = ["bounds", "clip_rules"]
 
@@ -30,7 +30,7 @@ def bounds(node: ir.Node) -> tuple[float, float] | None:
             if data is None or data.size != 1 or np.isnan(data).any():
                 return None
             found[i] = float(data.reshape(()))
-    return found[0], max(found)
+    return min(found), found[1]  # the upper bound wins where they cross
 
 
 def clip_rules(on_integers: bool) -> tuple[Rule, ...]:
@@ -53,18 +53,18 @@ def clip_rules(on_integers: bool) -> tuple[Rule, ...]:
             return m.fail("the bounds of the Clip are not constant numbers")
         if grid.axis is not None:
             return m.fail("it has a scale per channel")
-        least, most = limits(grid.dtype)
+        least, most = limits(integers(grid))
         with np.errstate(over="ignore"):
-            low, high = (int(grid.codes(np.array(end, np.float32))) for end in ends)
+            low, high = (int(grid.quantize(np.array(end, np.float32))) for end in ends)
         if (low, high) == (least, most):
             rw.set_input(m.root, 0, m.value(_x))
             return m.root.outputs[0]
         if not on_integers or ir.opset(m.root) < 12:
             return m.fail("the quantizer's range is wider than the clip")
-        if grid.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        if integers(grid) not in (ir.DataType.INT8, ir.DataType.UINT8):
             return m.fail("there is no Clip of its integers")
         codes = quantize(rw, m.value(_x), grid)
-        kind = grid.dtype.numpy()
+        kind = integers(grid).numpy()
         return rw.op(
             "Clip",
             codes,

@@ -7,7 +7,14 @@ import dataclasses
 import numpy as np
 
 from graphopt import Rewriter, ir
-from graphopt.passes.quantize._grids import Grid, is_dequantize, is_quantize, read, zero_point
+from graphopt.passes.quantize._grids import (
+    Grid,
+    is_dequantize,
+    is_quantize,
+    read,
+    shifted,
+    zero_point,
+)
 
 __all__ = ["MOVERS", "Codes", "moved", "shift", "trace"]
 
@@ -136,11 +143,11 @@ def shift(rw: Rewriter, codes: Codes, dtype: ir.DataType, by: int) -> None:
                 rw.set_input(use.node, use.idx, new)
     shared: dict[bytes, ir.Value] = {}
     for node, grid in codes.ends.items():
-        key = grid.zero.tobytes()
+        key = grid.zero_point.tobytes()
         if key not in shared:
             source = node.outputs[0] if is_quantize(node) else node.inputs[0]
             name = source.name if source is not None and source.name else "codes"
-            shared[key] = zero_point(rw, grid.at(dtype, by), name)
+            shared[key] = zero_point(rw, shifted(grid, dtype, by), name)
         rw.set_input(node, 2, shared[key])
         if ir.attr(node, "output_dtype", 0) and is_quantize(node):
             rw.set_attr(node, output_dtype=None)

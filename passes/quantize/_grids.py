@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from graphopt import Rewriter, ir
+from graphopt.quant.params import QParams
 from graphopt.targets import Format
 
 __all__ = [
     "Array",
     "Grid",
     "dequantize",
+    "integers",
     "is_dequantize",
     "is_quantize",
     "known",
     "limits",
+    "make",
+    "pair",
     "quantize",
     "read",
+    "same",
+    "shifted",
     "zero_point",
 ]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+Grid: TypeAlias = QParams
 
 _INTEGERS = frozenset({
     ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8,
@@ -31,63 +37,40 @@ _INTEGERS = frozenset({
 })  # fmt: skip
 
 
+def make(scale: Array, zero: Array, axis: int | None, dtype: ir.DataType) -> Grid:
+    """A grid of integers of some type.
+
+    Args:
+        scale: float32, a scalar or one per channel.
+        zero: Integers of any type, of the shape of the scale.
+        axis: Axis of the channels, not negative; None for a scalar scale.
+        dtype: Type of the integers.
+    """
+    return QParams(scale, zero.astype(dtype.numpy()), Format(dtype.name.lower()), axis)
+
+
+def integers(grid: Grid) -> ir.DataType:
+    """Type of the integers of a grid."""
+    return ir.DataType[grid.format.dtype.upper()]
+
+
 def limits(dtype: ir.DataType) -> tuple[int, int]:
     """Smallest and largest number of an integer type."""
     return Format(dtype.name.lower()).limits
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Grid:
-    """``real = (integer - zero) * scale``.
+def same(a: Grid, b: Grid) -> bool:
+    """Whether integers are of one type and equal ones stand for equal numbers."""
+    return (
+        (a.axis, a.format.dtype) == (b.axis, b.format.dtype)
+        and np.array_equal(a.scale, b.scale)
+        and np.array_equal(a.zero_point, b.zero_point)
+    )
 
-    Attributes:
-        scale: float32, a scalar, or one per channel.
-        zero: int64, of the shape of the scale.
-        axis: Axis of the channels, not negative; None for a scalar scale.
-        dtype: Type of the integers.
-    """
 
-    scale: Array
-    zero: Array
-    axis: int | None
-    dtype: ir.DataType
-
-    def same(self, other: Grid) -> bool:
-        """Whether equal integers of the same type stand for equal numbers."""
-        return (
-            (self.axis, self.dtype) == (other.axis, other.dtype)
-            and np.array_equal(self.scale, other.scale)
-            and np.array_equal(self.zero, other.zero)
-        )
-
-    def at(self, dtype: ir.DataType, shift: int) -> Grid:
-        """The same numbers, of integers that are larger by ``shift``."""
-        return dataclasses.replace(self, zero=self.zero + shift, dtype=dtype)
-
-    def centred(self, dtype: ir.DataType, zero: int) -> Grid:
-        """The same numbers, of integers that are 0 at ``zero``."""
-        return dataclasses.replace(self, zero=np.full_like(self.zero, zero), dtype=dtype)
-
-    def aligned(self, numbers: Array, rank: int) -> Array:
-        """Scales or zero points in a shape that broadcasts to a tensor of some rank."""
-        if self.axis is None:
-            return numbers
-        return numbers.reshape([-1 if i == self.axis else 1 for i in range(rank)])
-
-    def codes(self, x: Array) -> Array:
-        """What QuantizeLinear makes of float32 numbers, as int64.
-
-        ONNX Runtime divides in float32, rounds halves to even and saturates.
-        """
-        low, high = limits(self.dtype)
-        zero = self.aligned(self.zero, x.ndim)
-        steps = np.rint(np.asarray(x, np.float32) / self.aligned(self.scale, x.ndim))
-        return np.asarray(np.clip(steps, low - zero, high - zero) + zero).astype(np.int64)
-
-    def numbers(self, codes: Array) -> Array:
-        """What DequantizeLinear makes of integers, as float32."""
-        steps = codes.astype(np.int64) - self.aligned(self.zero, codes.ndim)
-        return np.asarray(steps.astype(np.float32) * self.aligned(self.scale, codes.ndim))
+def shifted(grid: Grid, dtype: ir.DataType, by: int | Array) -> Grid:
+    """The same numbers, of integers of a type that are larger by some number."""
+    return make(grid.scale, grid.zero_point.astype(np.int64) + by, grid.axis, dtype)
 
 
 def is_quantize(node: ir.Node | None) -> bool:
@@ -104,6 +87,12 @@ def read(node: ir.Node) -> Grid | str:
     """The grid of a QuantizeLinear or DequantizeLinear, or why it is not known."""
     if ir.attr(node, "block_size", 0):
         return "it has a scale per block"
+    number = ir.DataType(ir.attr(node, "output_dtype", 0) or ir.DataType.FLOAT)
+    if is_quantize(node):
+        source = node.inputs[0]
+        number = (source.dtype if source is not None else None) or ir.DataType.FLOAT
+    if number != ir.DataType.FLOAT or ir.attr(node, "precision", 0):
+        return "it does not stand for float32 numbers"
     scale = ir.array(node.inputs[1])
     if scale is None:
         return "its scale is computed"
@@ -114,7 +103,7 @@ def read(node: ir.Node) -> Grid | str:
         tensor = ir.const(given)
         if tensor is None:
             return "its zero point is computed"
-        dtype, zero = tensor.dtype, tensor.numpy().astype(np.int64)
+        dtype, zero = tensor.dtype, tensor.numpy()
     else:
         wanted = ir.attr(node, "output_dtype", 0) if is_quantize(node) else 0
         source = node.inputs[0]
@@ -124,13 +113,13 @@ def read(node: ir.Node) -> Grid | str:
     if dtype not in _INTEGERS:
         return f"it quantizes to {dtype.name.lower()}"
     if scale.size == 1 and zero.size == 1:
-        return Grid(scale.reshape(()), zero.reshape(()), None, dtype)
+        return make(scale.reshape(()), zero.reshape(()), None, dtype)
     rank, axis = ir.rank(node.inputs[0]), int(ir.attr(node, "axis", 1))
     if scale.ndim != 1 or zero.shape != scale.shape:
         return "it has a scale per block"
     if axis < 0 and rank is None:
         return "its axis is not known"
-    return Grid(scale, zero, axis if axis >= 0 else axis + (rank or 0), dtype)
+    return make(scale, zero, axis if axis >= 0 else axis + (rank or 0), dtype)
 
 
 def known(value: ir.Value | None) -> Array | None:
@@ -139,7 +128,7 @@ def known(value: ir.Value | None) -> Array | None:
     if node is None or not is_dequantize(node):
         return ir.array(value)
     codes, grid = ir.array(node.inputs[0]), read(node)
-    return None if codes is None or isinstance(grid, str) else grid.numbers(codes)
+    return None if codes is None or isinstance(grid, str) else grid.dequantize(codes)
 
 
 def _constants(rw: Rewriter, grid: Grid, name: str) -> tuple[ir.Value, ir.Value]:
@@ -148,13 +137,13 @@ def _constants(rw: Rewriter, grid: Grid, name: str) -> tuple[ir.Value, ir.Value]
 
 def zero_point(rw: Rewriter, grid: Grid, name: str) -> ir.Value:
     """A new constant with the zero point of a grid."""
-    return rw.const(grid.zero.astype(grid.dtype.numpy()), f"{name}.zero")
+    return rw.const(grid.zero_point, f"{name}.zero")
 
 
 def quantize(rw: Rewriter, x: ir.Value, grid: Grid) -> ir.Value:
     """A new QuantizeLinear of a value."""
     made = rw.op("QuantizeLinear", x, *_constants(rw, grid, x.name or "value"), axis=grid.axis)
-    return _described(made, x, grid.dtype)
+    return _described(made, x, integers(grid))
 
 
 def dequantize(rw: Rewriter, codes: ir.Value, grid: Grid) -> ir.Value:
@@ -163,6 +152,15 @@ def dequantize(rw: Rewriter, codes: ir.Value, grid: Grid) -> ir.Value:
         "DequantizeLinear", codes, *_constants(rw, grid, codes.name or "value"), axis=grid.axis
     )
     return _described(made, codes, ir.DataType.FLOAT)
+
+
+def pair(rw: Rewriter, x: ir.Value, grid: Grid) -> ir.Value:
+    """A new QuantizeLinear of a value and the DequantizeLinear of that."""
+    codes = quantize(rw, x, grid)
+    node = codes.producer()
+    assert node is not None
+    made = rw.op("DequantizeLinear", codes, *node.inputs[1:], axis=grid.axis)
+    return _described(made, x, ir.DataType.FLOAT)
 
 
 def _described(made: ir.Value, like: ir.Value, dtype: ir.DataType) -> ir.Value:

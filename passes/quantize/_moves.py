@@ -9,12 +9,13 @@ from graphopt.passes.quantize._codes import MOVERS, moved
 from graphopt.passes.quantize._grids import (
     Array,
     Grid,
-    dequantize,
+    integers,
     is_dequantize,
     is_quantize,
     known,
-    quantize,
+    pair,
     read,
+    same,
 )
 from graphopt.targets import Scheme
 
@@ -40,39 +41,11 @@ def drop_requantizing(m: Match, rw: Rewriter) -> Replacement:
     first, second = read(m[_dequantize]), read(m.root)
     if isinstance(first, str) or isinstance(second, str):
         return m.fail(first if isinstance(first, str) else str(second))
-    if not first.same(second):
+    if not same(first, second):
         return None
     if not _invertible(first):
         return m.fail("its scale is too small or too large")
     return m.value(_codes)
-
-
-@rule(_behind_mover)
-def quantize_before_moving(m: Match, rw: Rewriter) -> Replacement:
-    """Quantize before moving elements, as who computed them looks for the quantizer there."""
-    mover = m[_mover]
-    sources = [mover.inputs[i] for i in moved(mover)]
-    grid = read(m.root)
-    if isinstance(grid, str):
-        return m.fail(grid)
-    if grid.axis is not None or not _invertible(grid) or not sources:
-        return None
-    # Padding makes a tensor larger: what is on another grid is rounded to this one before.
-    ready = [s is None or known(s) is not None or _quantized(s, mover, grid) for s in sources]
-    for source, done in zip(sources, ready, strict=True):
-        if done or source is None or is_dequantize(source.producer()):
-            continue
-        if source.producer() is None:
-            return None
-        if ir.use_count(source) != 1 or source.is_graph_output():
-            return m.fail(f"what the {mover.op_type} moves is used unquantized, too")
-    if all(ready):
-        return None
-    with rw.at(mover):
-        for i, source, done in zip(moved(mover), sources, ready, strict=True):
-            if not done and source is not None:
-                rw.set_input(mover, i, dequantize(rw, quantize(rw, source, grid), grid))
-    return m.root.outputs[0]
 
 
 def _quantized(value: ir.Value, mover: ir.Node, grid: Grid) -> bool:
@@ -80,7 +53,7 @@ def _quantized(value: ir.Value, mover: ir.Node, grid: Grid) -> bool:
     if not is_dequantize(node) or node is None:
         return False
     found = read(node)
-    return mover.op_type != "Pad" or isinstance(found, str) or found.same(grid)
+    return mover.op_type != "Pad" or isinstance(found, str) or same(found, grid)
 
 
 def _invertible(grid: Grid) -> bool:
@@ -88,7 +61,7 @@ def _invertible(grid: Grid) -> bool:
     return bool(
         (grid.scale >= np.finfo(np.float32).tiny).all()
         and (grid.scale <= np.finfo(np.float32).max / 2**17).all()
-        and grid.dtype != ir.DataType.INT32
+        and integers(grid) != ir.DataType.INT32
     )
 
 
@@ -100,27 +73,62 @@ def move_rules(scheme: Scheme, on_integers: bool) -> tuple[Rule, ...]:
         on_integers: The target pads integers.
     """
 
+    def computes(node: ir.Node | None) -> bool:
+        """Whether a node is computed on integers if its result is quantized."""
+        return node is not None and (
+            not isinstance(scheme.kernel(node), str)
+            or bool(moved(node))
+            or (node.op_type in ("Relu", "Clip") and not node.domain)
+        )
+
+    @rule(_behind_mover)
+    def quantize_before_moving(m: Match, rw: Rewriter) -> Replacement:
+        """Quantize before moving elements, as who computed them looks for the quantizer there."""
+        mover = m[_mover]
+        sources = [mover.inputs[i] for i in moved(mover)]
+        grid = read(m.root)
+        if isinstance(grid, str):
+            return m.fail(grid)
+        if grid.axis is not None or not _invertible(grid) or not sources:
+            return None
+        # Padding makes a tensor larger: what is on another grid is rounded to this one before.
+        ready = [s is None or known(s) is not None or _quantized(s, mover, grid) for s in sources]
+        for source, done in zip(sources, ready, strict=True):
+            if done or source is None or is_dequantize(source.producer()):
+                continue
+            if not computes(source.producer()):
+                return None
+            if ir.use_count(source) != 1 or source.is_graph_output():
+                return m.fail(f"what the {mover.op_type} moves is used unquantized, too")
+        if all(ready):
+            return None
+        with rw.at(mover):
+            for i, source, done in zip(moved(mover), sources, ready, strict=True):
+                if not done and source is not None:
+                    rw.set_input(mover, i, pair(rw, source, grid))
+        return m.root.outputs[0]
+
     @rule(Op(_MOVES, variadic=True))
     def quantize_after_moving(m: Match, rw: Rewriter) -> Replacement:
         """Repeat a quantizer after moving elements: they still are on its grid."""
         out = m.root.outputs[0]
         readers = [m.root.inputs[i] for i in moved(m.root)]
         grids = [read(n) for v in readers if v and is_dequantize(n := v.producer()) and n]
+        if m.root.op_type != "Gather" and all(known(v) is not None for v in readers):
+            return None  # part of a weight
         if not readers or len(grids) != len(readers):
             return None
         grid = grids[0]
         if isinstance(grid, str) or grid.axis is not None or not _invertible(grid):
             return None
-        if grid.dtype.bitwidth > 16 or any(isinstance(g, str) or not g.same(grid) for g in grids):
+        if any(isinstance(g, str) or not same(g, grid) for g in grids):
             return None
         users = [use.node for use in out.uses()]
-        if any(map(is_quantize, users)) or not any(
-            not u.domain and u.op_type in scheme.kernels for u in users
-        ):
+        if any(map(is_quantize, users)) or all(isinstance(scheme.kernel(u), str) for u in users):
             return None
         if not _pads_on_grid(m.root, grid):
             return m.fail("it pads with a number that is not on the grid")
-        rw.insert_after(out, lambda v: dequantize(rw, quantize(rw, v, grid), grid))
+        rw.insert_after(out, lambda v: pair(rw, v, grid))
         return m.root.outputs[0]
 
     @rule(_behind_pad)
@@ -130,16 +138,16 @@ def move_rules(scheme: Scheme, on_integers: bool) -> tuple[Rule, ...]:
         first, second = read(m[_dequantize]), read(m.root)
         if isinstance(first, str) or isinstance(second, str):
             return m.fail(first if isinstance(first, str) else str(second))
-        if first.axis is not None or not first.same(second) or not _invertible(first):
+        if first.axis is not None or not same(first, second) or not _invertible(first):
             return None
-        if ir.opset(pad) < 13 or first.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        if ir.opset(pad) < 13 or integers(first) not in (ir.DataType.INT8, ir.DataType.UINT8):
             return m.fail("there is no Pad of its integers")
         inputs = [m.value(_codes), *pad.inputs[1:]]
         if ir.attr(pad, "mode") == "constant":
             number = _pad_number(pad)
             if number is None:
                 return m.fail("what it pads with is not constant")
-            code = np.asarray(first.codes(number)).astype(first.dtype.numpy())
+            code = first.quantize(number)
             inputs[2:3] = [rw.const(code.reshape(()), "pad")]
         return rw.op("Pad", *inputs, like=pad)
 
@@ -151,11 +159,14 @@ def _pad_number(pad: ir.Node) -> Array | None:
     if ir.opset(pad) < 11:
         return np.array(ir.attr(pad, "value", 0.0), np.float32)
     given = pad.inputs[2] if len(pad.inputs) > 2 else None
-    return np.zeros((), np.float32) if given is None else known(given)
+    number = np.zeros((), np.float32) if given is None else known(given)
+    return None if number is None or number.size != 1 else number
 
 
 def _pads_on_grid(node: ir.Node, grid: Grid) -> bool:
     if node.op_type != "Pad" or ir.attr(node, "mode") != "constant":
         return True
     number = _pad_number(node)
-    return number is not None and bool(np.array_equal(grid.numbers(grid.codes(number)), number))
+    return number is not None and bool(
+        np.array_equal(grid.dequantize(grid.quantize(number)), number)
+    )

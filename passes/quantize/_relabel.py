@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt import Match, Op, Replacement, Rewriter, Rule, ir
 from graphopt.passes.quantize._codes import Codes, shift, trace
-from graphopt.passes.quantize._grids import limits, read
+from graphopt.passes.quantize._grids import integers, limits, read, shifted
 from graphopt.targets import Scheme
 
 __all__ = ["relabel_rules"]
@@ -26,20 +26,25 @@ def relabel_rules(scheme: Scheme) -> tuple[Rule, ...]:
     def relabel(m: Match, rw: Rewriter, codes: Codes | str) -> Replacement:
         if isinstance(codes, str):
             return m.fail(codes)
-        present = {grid.dtype for grid in codes.ends.values()}
+        present = {integers(grid) for grid in codes.ends.values()}
         if present != {_PAIRS.get(wanted)}:
             return None
         (old,) = present
         by = limits(wanted)[0] - limits(old)[0]
         if scheme.activation.symmetric:
             centre = (sum(limits(wanted)) + 1) // 2
-            if any((grid.zero + by != centre).any() for grid in codes.ends.values()):
+            if any(
+                (shifted(grid, wanted, by).zero_point != centre).any()
+                for grid in codes.ends.values()
+            ):
                 return m.fail(f"{scheme.name} takes activations with zero point {centre} only")
         shift(rw, codes, wanted, by)
         return m.root.outputs[0]
 
     def relabel_activation(m: Match, rw: Rewriter) -> Replacement:
         """Shift integers and zero points by half of the range: the same numbers."""
+        if ir.const(m.root.inputs[0]) is not None:
+            return None  # a weight
         return relabel(m, rw, trace(m.root.outputs[0]))
 
     def relabel_constant(m: Match, rw: Rewriter) -> Replacement:
@@ -61,6 +66,6 @@ def relabel_rules(scheme: Scheme) -> tuple[Rule, ...]:
 
 
 def is_parameter(scheme: Scheme, node: ir.Node, position: int) -> bool:
-    """Whether an input of a node is a weight or a bias, or may be: nothing is known of the node."""
-    kernel = None if node.domain else scheme.kernels.get(node.op_type)
-    return kernel is None or position in (kernel.weight, kernel.bias)
+    """Whether an input of a node is a weight or a bias, or the target does not compute the node."""
+    kernel = scheme.kernel(node)
+    return isinstance(kernel, str) or position in (kernel.weight, kernel.bias)

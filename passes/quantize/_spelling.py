@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphopt import Match, Op, Replacement, Rewriter, Rule, ir, rule
-from graphopt.passes.quantize._grids import read
+from graphopt.passes.quantize._grids import integers, read
 
 __all__ = ["SPELLING"]
 
@@ -28,7 +28,7 @@ def use_standard_operator(m: Match, rw: Rewriter) -> Replacement:
     grid = read(node)
     if isinstance(grid, str):
         return m.fail(grid)
-    since = max(_SINCE[grid.dtype], 10 if grid.axis is None else 13)
+    since = max(_SINCE[integers(grid)], 10 if grid.axis is None else 13)
     if ir.opset(node) < since:
         return m.fail(f"the standard {node.op_type} does it from opset {since} on")
     axis = None if grid.axis is None else ir.attr(node, "axis", 1)

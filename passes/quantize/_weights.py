@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt import Const, Match, Op, Replacement, Rewriter, Rule, ir, rule
-from graphopt.passes.quantize._grids import dequantize, limits, read
+from graphopt.passes.quantize._grids import integers, limits, make, read, zero_point
 from graphopt.targets import Scheme
 
 __all__ = ["weight_rules"]
@@ -30,7 +30,7 @@ def fold_quantized_constant(m: Match, rw: Rewriter) -> Replacement:
     if not np.isfinite(data).all():
         return m.fail("the constant holds numbers that are not finite")
     name = f"{m.value(_data).name}.quantized"
-    return rw.const(grid.codes(data).astype(grid.dtype.numpy()), name)
+    return rw.const(grid.quantize(data), name)
 
 
 @rule(_transpose)
@@ -61,20 +61,28 @@ def weight_rules(scheme: Scheme) -> tuple[Rule, ...]:
         if tensor is None or not uses or tensor.dtype == ir.DataType.INT32:
             return None
         for use in uses:
-            kernel = None if use.node.domain else scheme.kernels.get(use.node.op_type)
-            if kernel is None or kernel.weight != use.idx:
+            kernel = scheme.kernel(use.node)
+            if isinstance(kernel, str) or kernel.weight != use.idx:
                 return None
         grid = read(m.root)
         if isinstance(grid, str):
             return m.fail(grid)
-        if grid.dtype == wanted and (not scheme.weight.symmetric or (grid.zero == centre).all()):
+        if integers(grid) == wanted and (
+            not scheme.weight.symmetric or (grid.zero_point == centre).all()
+        ):
             return None
         codes = m[_data].astype(np.int64)
-        moved = codes - grid.aligned(grid.zero, codes.ndim) + centre
+        zero = grid.zero_point.astype(np.int64)
+        if grid.axis is not None:
+            zero = zero.reshape([-1 if i == grid.axis else 1 for i in range(codes.ndim)])
+        moved = codes - zero + centre
         if moved.size and (moved.min() < low or moved.max() > high):
             kind = wanted.name.lower()
             return m.fail(f"it does not fit {kind} with zero point {centre}")
         new = rw.const(moved.astype(wanted.numpy()), m.value(_data).name or "weight")
-        return dequantize(rw, new, grid.centred(wanted, centre))
+        to = make(grid.scale, np.full_like(grid.scale, centre), grid.axis, wanted)
+        rw.set_input(m.root, 0, new)
+        rw.set_input(m.root, 2, zero_point(rw, to, new.name or "weight"))
+        return m.root.outputs[0]
 
     return (fold_quantized_constant, fold_transposed_weight, store_weight)

@@ -16,7 +16,7 @@ from graphopt import (
     ir,
     rule,
 )
-from graphopt.passes.quantize._grids import read
+from graphopt.passes.quantize._grids import read, same
 from graphopt.targets import Scheme
 
 __all__ = ["DropQdq"]
@@ -28,7 +28,7 @@ _dequantize = Op("DequantizeLinear", _quantize, variadic=True)
 
 def _rules(scheme: Scheme) -> tuple[Rule, ...]:
     def computes_on_integers(node: ir.Node | None) -> bool:
-        return node is not None and not node.domain and node.op_type in scheme.kernels
+        return node is not None and not isinstance(scheme.kernel(node), str)
 
     @rule(_dequantize)
     def drop_pair(m: Match, rw: Rewriter) -> Replacement:
@@ -42,7 +42,7 @@ def _rules(scheme: Scheme) -> tuple[Rule, ...]:
         first, second = read(m[_quantize]), read(m.root)
         if isinstance(first, str) or isinstance(second, str):
             return m.fail(first if isinstance(first, str) else str(second))
-        return x if first.same(second) else m.fail("it has another scale than its quantizer")
+        return x if same(first, second) else m.fail("it has another scale than its quantizer")
 
     return (drop_pair,)
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import numpy as np
-
-from graphopt import Context, Exactness, NotApplicable, Pass, Rewriter, ir
+from graphopt import Context, Exactness, NotApplicable, Pass, ir
 from graphopt.calibration import MinMax, collect
 from graphopt.passes.quantize._grids import (
     Grid,
-    dequantize,
     is_dequantize,
     is_quantize,
-    quantize,
+    pair,
     read,
 )
 from graphopt.quant.params import from_range
-from graphopt.targets import Format, IntegerKernel, Scheme
+from graphopt.targets import IntegerKernel, Scheme
 
 __all__ = ["PlaceQdq"]
 
@@ -66,16 +63,12 @@ class PlaceQdq(Pass):
         ranges = _observe(model, ctx, [v for v, grid in grids.items() if grid is None])
         rw = ctx.rewriter()
         for value, known in grids.items():
-            grid = known or _grid(*ranges[value], scheme.activation)
+            grid = known or from_range(*ranges[value], scheme.activation)
             if not ctx.allow(f"{_NAME} at %{value.name}"):
                 break
-            rw.insert_after(value, functools.partial(_pair, rw, grid))
+            rw.insert_after(value, functools.partial(pair, rw, grid=grid))
             ctx.stats.applied["insert-pair"] += 1
         return rw.changed
-
-
-def _pair(rw: Rewriter, grid: Grid, value: ir.Value) -> ir.Value:
-    return dequantize(rw, quantize(rw, value, grid), grid)
 
 
 def _observe(
@@ -109,8 +102,8 @@ class _Plan:
         while before != len(self.missing):
             before = len(self.missing)
             for node in self.nodes:
-                kernel = self.scheme.kernels.get(node.op_type) if not node.domain else None
-                if kernel is None or kernel.passes_through:
+                kernel = self.scheme.kernel(node)
+                if isinstance(kernel, str) or kernel.passes_through:
                     continue
                 found = self._needs(node, kernel)
                 if (
@@ -177,9 +170,3 @@ def _known_grid(value: ir.Value) -> Grid | None:
             if not isinstance(grid, str) and grid.axis is None:
                 return grid
     return None
-
-
-def _grid(low: float, high: float, form: Format) -> Grid:
-    found = from_range(low, high, form)
-    zero = np.asarray(found.zero_point).astype(np.int64)
-    return Grid(found.scale, zero, None, ir.DataType[form.dtype.upper()])

@@ -16,7 +16,16 @@ from graphopt import (
     Rule,
     ir,
 )
-from graphopt.passes.quantize._grids import Grid, dequantize, is_dequantize, known, limits, read
+from graphopt.passes.quantize._grids import (
+    Grid,
+    dequantize,
+    is_dequantize,
+    known,
+    limits,
+    make,
+    read,
+    same,
+)
 
 __all__ = ["QuantizeBias"]
 
@@ -38,9 +47,9 @@ def quantize_bias(m: Match, rw: Rewriter) -> Replacement:
     if w.axis is not None and scale.shape != numbers.shape:
         return m.fail("the scales of its weight do not go with its bias")
     axis = None if w.axis is None else 0
-    grid = Grid(scale, np.zeros(scale.shape, np.int64), axis, ir.DataType.INT32)
+    grid = make(scale, np.zeros(scale.shape), axis, ir.DataType.INT32)
     have = _grid(bias)
-    if have is not None and have.same(grid):
+    if have is not None and same(have, grid):
         return None
     if not (scale > 0).all():
         return m.fail("the product of its scales is zero")
@@ -49,7 +58,7 @@ def quantize_bias(m: Match, rw: Rewriter) -> Replacement:
     if not ((codes >= low) & (codes <= high)).all():
         return m.fail("its bias is too large for int32")
     name = bias.name or "bias"
-    new = dequantize(rw, rw.const(codes.astype(np.int32), f"{name}.quantized"), grid)
+    new = dequantize(rw, rw.const(codes.astype(np.int32), f"{name}.int32"), grid)
     rw.set_input(node, 2, new)
     return node.outputs[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphopt import Exactness, Match, Op, Replacement, RewritePass, Rewriter, ir, rule
 from graphopt.passes.quantize._clips import bounds
 from graphopt.passes.quantize._codes import moved, shift, trace
-from graphopt.passes.quantize._grids import is_quantize, limits, read
+from graphopt.passes.quantize._grids import integers, is_quantize, limits, read
 
 __all__ = ["WidenQdq"]
 
@@ -21,8 +21,8 @@ def lower_zero_point(m: Match, rw: Rewriter) -> Replacement:
     grid, ends = read(m.root), bounds(clip)
     if isinstance(grid, str):
         return m.fail(grid)
-    least, _ = limits(grid.dtype)
-    if grid.axis is not None or (grid.zero == least).all():
+    least, _ = limits(integers(grid))
+    if grid.axis is not None or (grid.zero_point == least).all():
         return None
     if ends is None or ends[0] < 0:
         return m.fail("what it quantizes may be negative")
@@ -31,7 +31,7 @@ def lower_zero_point(m: Match, rw: Rewriter) -> Replacement:
         return m.fail(codes)
     if codes.constants or sum(map(is_quantize, codes.ends)) != 1:
         return m.fail("its integers meet others that may stand for negative numbers")
-    shift(rw, codes, grid.dtype, least - int(grid.zero))
+    shift(rw, codes, integers(grid), least - int(grid.zero_point))
     return m.root.outputs[0]
 
 
