@@ -16,7 +16,13 @@ import numpy as np
 from graphopt import ir
 from graphopt.rewrite import Rewriter
 
-__all__ = ["dynamic_obstacle", "quantize_dynamic", "quantize_lstm", "quantize_rows"]
+__all__ = [
+    "dynamic_obstacle",
+    "quantize_attention",
+    "quantize_dynamic",
+    "quantize_lstm",
+    "quantize_rows",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -30,7 +36,7 @@ def dynamic_obstacle(node: ir.Node) -> str | None:
     Args:
         node: A node of a model in normal form.
     """
-    find = _OBSTACLES.get(node.op_type) if node.domain == "" else None
+    find = _OBSTACLES.get((node.domain, node.op_type))
     if find is None:
         return f"{node.op_type} has no dynamic form"
     if ir.opset(node) < 11:
@@ -193,6 +199,53 @@ def quantize_lstm(
     return tuple(maker.outputs)
 
 
+def quantize_attention(rw: Rewriter, node: ir.Node, integers: Array, scale: Array) -> ir.Value:
+    """Replace ONNX Runtime's com.microsoft.Attention by its QAttention.
+
+    The projection of queries, keys and values computes on integers, attention itself on floats.
+
+    Args:
+        rw: Rewriter of the model.
+        node: A com.microsoft.Attention without :func:`dynamic_obstacle`. It is removed.
+        integers: Its weight, ``[in, 3 * hidden]`` int8.
+        scale: What they are multiples of, a scalar or ``[3 * hidden]``.
+
+    Returns:
+        What takes the place of the node's output.
+
+    Raises:
+        ValueError: Integers or scales do not have the type or shape.
+    """
+    x, old, bias, mask = [*node.inputs, None][:4]
+    weight = ir.const(old)
+    assert x is not None
+    assert old is not None
+    assert weight is not None
+    shape = tuple(int(d) for d in weight.shape.numpy())
+    if integers.dtype != np.int8 or integers.shape != shape:
+        raise ValueError(f"integers are int8 of shape {shape}")
+    if scale.shape not in ((), shape[1:]):
+        raise ValueError(f"the scale is a scalar or of shape {shape[1:]}")
+    with rw.at(node):
+        quantized, step, zero = _quantized(rw, node, x)
+        found = rw.op(
+            "QAttention",
+            quantized,
+            rw.const(integers, f"{old.name}.quantized"),
+            bias,
+            step,
+            rw.const(scale.astype(np.float32), f"{old.name}.scale"),
+            mask,
+            zero,
+            rw.const(np.zeros(scale.shape, np.int8), f"{old.name}.zero_point"),
+            like=node,
+            domain=_MICROSOFT,
+        )
+    rw.replace(node.outputs[0], found)
+    rw.erase(node)
+    return found
+
+
 def quantize_rows(rw: Rewriter, node: ir.Node, integers: Array, scale: Array) -> ir.Value:
     """Store the table of a Gather as integers; rows become floats when they were fetched.
 
@@ -254,8 +307,20 @@ def _lstm(node: ir.Node) -> str | None:
     return None
 
 
-_OBSTACLES: dict[str, Callable[[ir.Node], str | None]] = {
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "LSTM": _lstm,
+def _attention(node: ir.Node) -> str | None:
+    inputs = [*node.inputs, *[None] * (7 - len(node.inputs))]
+    if inputs[2] is None:
+        return "QAttention needs a bias"
+    if any(v is not None for v in inputs[4:]) or "qkv_hidden_sizes" in node.attributes:
+        return "QAttention takes a mask, but no past, attention bias or sizes of its own"
+    if "rotary" in " ".join(k for k in node.attributes if ir.attr(node, k)):
+        return "QAttention does not rotate"
+    return _matmul(node)
+
+
+_OBSTACLES: dict[tuple[str, str], Callable[[ir.Node], str | None]] = {
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    ("", "LSTM"): _lstm,
+    (_MICROSOFT, "Attention"): _attention,
 }
