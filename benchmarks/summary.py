@@ -22,6 +22,7 @@ SECTIONS = {
     "corpus_free_dims": ("The same with every dimension symbolic",
                          "corpus.py --free-dims --json benchmarks/results/corpus_free_dims.json"),
     "real_models": ("Real models on real data", "real_models.py"),
+    "nnapi_export": ("CNNs exported to NNAPI", "nnapi_export.py"),
     "time_scale": ("Time and scale", "time_scale.py --rounds 5 --scale-tools graphopt"),
     "large_model": ("2.4 GB of external data", "large_model.py"),
     "fuzz": ("Random models through random pipelines, and wrong passes", "fuzz.py"),
