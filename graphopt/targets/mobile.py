@@ -84,32 +84,33 @@ XNNPACK = Target(
 
 _QNN = "ONNX Runtime documentation, QNN execution provider"
 _RAN = "ran on onnxruntime-qnn 2.7.0, HTP emulator, 2026-11"
-_ONE = IntegerKernel(source=_QNN)
-_ALL = IntegerKernel(activations=None, source=_QNN)
-_MOVES = IntegerKernel(passes_through=True, source=_QNN)
+_EXACT = _RAN + ": within one step of the CPU's results; tests/targets/test_kernels.py repeats it"
+_ONE = IntegerKernel(source=_EXACT)
+_ALL = IntegerKernel(activations=None, source=_EXACT)
+_MOVES = IntegerKernel(passes_through=True, source=_EXACT)
 _KERNELS: Mapping[str, IntegerKernel] = {
-    "Conv": IntegerKernel(weight=1, bias=2, source=_QNN),
-    "ConvTranspose": IntegerKernel(weight=1, weight_axis=1, bias=2, source=_QNN),
-    "Gemm": IntegerKernel(weight=1, weight_axis=1, granularity="tensor", bias=2, source=_QNN),
-    "MatMul": IntegerKernel(
-        activations=None, weight=1, weight_axis=1, granularity="tensor", source=_QNN
-    ),
+    "Conv": IntegerKernel(weight=1, bias=2, source=_EXACT),
+    "ConvTranspose": IntegerKernel(weight=1, weight_axis=1, bias=2, source=_EXACT),
+    "Gemm": IntegerKernel(weight=1, weight_axis=1, bias=2, source=_EXACT),
+    "MatMul": IntegerKernel(activations=None, weight=1, weight_axis=1, source=_EXACT),
+    "Where": IntegerKernel(activations=(1, 2), source=_EXACT),
     **dict.fromkeys(
         (
             "Abs", "AveragePool", "Clip", "Elu", "Exp", "Gelu", "GlobalAveragePool", "HardSigmoid",
-            "HardSwish", "LeakyRelu", "Neg", "ReduceMean", "ReduceSum", "Relu", "Sqrt", "Tanh",
+            "HardSwish", "LeakyRelu", "Neg", "ReduceMean", "ReduceSum", "Relu", "Tanh",
         ),
         _ONE,
     ),
     **dict.fromkeys(("Add", "Concat", "Div", "Max", "Min", "Mul", "Sub"), _ALL),
     **dict.fromkeys(
         (
-            "DepthToSpace", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize", "Slice",
+            "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GlobalMaxPool",
+            "Identity", "MaxPool", "Pad", "ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice",
             "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
         ),
         _MOVES,
     ),
-    **dict.fromkeys(("Sigmoid", "Softmax"), IntegerKernel(output=(1 / 256, 0), source=_QNN)),
+    **dict.fromkeys(("Sigmoid", "Softmax"), IntegerKernel(output=(1 / 256, 0), source=_EXACT)),
 }  # fmt: skip
 _FALLS_BACK = frozenset(
     {"Erf", "If", "Loop", "Scan"}

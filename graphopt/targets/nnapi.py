@@ -42,8 +42,8 @@ _OPERATORS = frozenset({
 
 def _conv(node: ir.Node) -> str | None:
     weight = ir.static_shape(given(node, 1))
-    grouped = ir.attr(node, "group", 1) != 1 and weight is not None and weight[1] != 1
-    if grouped and (why := no_dilations(node)):
+    depthwise = weight is not None and len(weight) > 1 and weight[1] == 1
+    if ir.attr(node, "group", 1) != 1 and not depthwise and (why := no_dilations(node)):
         return f"it is a grouped convolution, and {why}"
     return None
 
@@ -62,7 +62,7 @@ def _clip(node: ir.Node) -> str | None:
     for i in (0, 1):
         if (value := given(node, i + 1)) is not None:
             data = ir.array(value)
-            if data is None:
+            if data is None or data.size != 1:
                 return "its bounds are computed, not constant"
             bounds[i] = data.item()
     if bounds in ([0, 6], [-1, 1]):
@@ -118,7 +118,7 @@ def _resize(node: ir.Node) -> str | None:
     if ir.attr(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
         return "it keeps the aspect ratio"
     before, after = ir.static_shape(given(node, 0)), ir.static_shape(node.outputs[0])
-    if before and after and len(before) == 4:
+    if before and after and len(before) == len(after) == 4:
         if before[0] != after[0] or not (before[1] == after[1] or before[3] == after[3]):
             return "it resizes batch or channels"
         if any(a < b and b % a for a, b in zip(after[2:], before[2:], strict=True) if a):

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import graphopt
 from graphopt import ConfigError, UnsupportedFeature, Violation, check, ir
 from graphopt.targets import TARGETS, get
+from graphopt.testing import random_model
 
 IMAGE = "float[1,4,8,8] x"
 
@@ -221,6 +222,29 @@ def test_a_plain_model_is_taken_by_every_target() -> None:
     plain = model("v = Conv(x, w) y = MaxPool <kernel_shape=[2,2]> (v)", weights=W)
     for name in TARGETS:
         assert check(plain, name) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_models(seed: int) -> None:
+    """No rule stumbles over what it is not about, and what is judged are nodes of the model."""
+    made = random_model(seed)
+    nodes = set(ir.all_nodes(made))
+    before = ir.dump(made)
+    for name in TARGETS:
+        found = check(made, name)
+        assert {v.node for v in found} - {None} <= nodes
+        assert all(v.reason and v.source for v in found)
+    assert ir.dump(made) == before
+
+
+def test_malformed_nodes() -> None:
+    """Models that ONNX Runtime would refuse are not the business of rules: they must not fail."""
+    odd = model(
+        "y = Conv(x, w) a = Clip(x, b, b) c = Split(x) d = Softmax(e) f = Gemm(x, w, w)",
+        weights="float[2] w = {1, 2}, float[2] b = {1, 2}, float[0] e = {}",
+    )
+    for name in TARGETS:
+        check(odd, name)
 
 
 def test_violations_name_node_remedy_and_source() -> None:

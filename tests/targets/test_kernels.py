@@ -7,6 +7,8 @@ optimizer: an integer kernel has taken it if nobody reads the result of a Dequan
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -553,3 +555,82 @@ def test_weight_only(tmp_path: Path) -> None:
     build.op("DequantizeLinear", ["rows", "s"], "f")
     build.op("Add", ["f", "x"], "y")
     assert largest_difference(build.model(["y"], 17), tmp_path) == 0
+
+
+# --- QNN ------------------------------------------------------------------------------------------
+
+# Operators that QNN computes on integers and the CPU does not.
+QNN_MORE = [
+    *(
+        Case(f"y = {name}(x)", IMAGE, opset=20)
+        for name in ("Abs", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Neg", "Relu", "Tanh")
+    ),
+    *(Case(f"y = {name}(x, x1)", PAIR) for name in ("Div", "Max", "Min", "Sub")),
+    Case("y = Clip(x, c, c1)", IMAGE, {"c": np.float32(0), "c1": np.float32(1)}),
+    Case("y = ConvTranspose(x, w, b)", {"x": X, "w": (4, 6, 3, 3), "b": (6,)}),
+    Case("y = GlobalMaxPool(x)", IMAGE),
+    Case("y = Pad(x, c)", IMAGE, {"c": i64(0, 0, 1, 1, 0, 0, 1, 1)}),
+    Case("y = ReduceMean <axes=[2,3]> (x)", IMAGE),
+    Case("y = ReduceSum(x, c)", IMAGE, {"c": i64(1)}),
+    Case('y = Resize <mode="linear"> (x, , c)', IMAGE, {"c": np.array([1, 1, 2, 2], np.float32)}),
+    Case("y = SpaceToDepth <blocksize=2> (x)", IMAGE),
+]
+
+
+def qnn_settings() -> Any:
+    """Makes settings of sessions on the emulator of Qualcomm's NPU, if onnxruntime-qnn is there."""
+    name = "QNNExecutionProvider"
+    try:
+        module = importlib.import_module("onnxruntime_qnn")
+    except ImportError as e:
+        wanted = os.environ.get("GRAPHOPT_REQUIRE_EPS", "").split(",")
+        give_up = pytest.fail if name in wanted else pytest.skip
+        give_up(f"{name}: pip install onnxruntime-qnn ({e})")
+    ort.register_execution_provider_library(name, module.get_library_path())
+    (device, *_) = [each for each in ort.get_ep_devices() if each.ep_name == name]
+    options = {"backend_path": module.get_qnn_htp_path(), "soc_model": "60", "htp_arch": "75"}
+
+    def settings() -> Any:
+        made = ort.SessionOptions()
+        made.log_severity_level = 4
+        made.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        made.add_provider_for_devices([device], options)
+        return made
+
+    return settings
+
+
+def qnn_verdict(case: Case, settings: Any) -> str:
+    """What is wrong with how QNN runs a case; empty if nothing."""
+    scheme = get("qnn").scheme
+    assert scheme is not None
+    kernel = scheme.kernel(case.plain())
+    if isinstance(kernel, str):
+        return kernel
+    model = quantized(case, kernel)
+    fast = ort.InferenceSession(model.SerializeToString(), sess_options=settings())
+    left = {
+        node.op_type
+        for part in fast.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+    }
+    if left - {"QuantizeLinear", "DequantizeLinear"}:
+        return f"{left} fall back to the CPU"
+    plain = session(model)
+    feeds = {v.name: RNG.normal(size=v.shape).astype(np.float32) for v in plain.get_inputs()}
+    pairs = zip(fast.run(None, feeds), plain.run(None, feeds), strict=True)
+    worst = max(float(np.max(np.abs(got - wanted))) for got, wanted in pairs)
+    return "" if worst <= 0.0201 else f"its results differ by {worst}"
+
+
+def test_qnn_takes_every_kernel() -> None:
+    settings = qnn_settings()
+    verdicts = {str(case): qnn_verdict(case, settings) for case in INTEGER + QNN_MORE}
+    assert {case: why for case, why in verdicts.items() if why} == {}
+
+
+def test_every_qnn_kernel_has_a_case() -> None:
+    scheme = get("qnn").scheme
+    assert scheme is not None
+    assert set(scheme.kernels) == {case.node.op_type for case in INTEGER + QNN_MORE}
