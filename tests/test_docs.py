@@ -47,7 +47,14 @@ def beside_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("clean_registry", "beside_models")
 @pytest.mark.parametrize(
-    "page", ["docs/tutorial_pass.md", "docs/getting_started.md", "docs/targets.md", "README.md"]
+    "page",
+    [
+        "docs/tutorial_pass.md",
+        "docs/getting_started.md",
+        "docs/targets.md",
+        "docs/export.md",
+        "README.md",
+    ],
 )
 def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks of a page run in order, as one module."""

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "cache_option",
     "check_json",
     "check_writable",
     "console",
     "data_option",
+    "executor_option",
     "json_option",
     "output",
     "seed_option",
@@ -103,6 +105,23 @@ def target_option(f: F) -> F:
     """The option ``--target T``."""
     return click.option(
         "--target", default=None, metavar="T", help="What to optimize for, such as cpu (default)."
+    )(f)
+
+
+def executor_option(f: F) -> F:
+    """The option ``--executor SPEC``."""
+    return click.option(
+        "--executor",
+        metavar="SPEC",
+        help="Where calibration runs: serial, threads:N, processes:N, dask:local:N or "
+        "dask:ADDRESS.",
+    )(f)
+
+
+def cache_option(f: F) -> F:
+    """The option ``--cache DIR``."""
+    return click.option(
+        "--cache", type=click.Path(), metavar="DIR", help="Keep results of calibration in a folder."
     )(f)
 
 

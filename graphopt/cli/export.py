@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphopt.cli.common import (
+    cache_option,
     check_json,
     data_option,
+    executor_option,
     json_option,
     output,
     seed_option,
@@ -46,6 +48,8 @@ __all__ = ["command"]
     help="Pipeline (default: O2). What the target needs is added.",
 )  # fmt: skip
 @data_option
+@executor_option
+@cache_option
 @click.option(
     "--oracle", type=click.Choice(["each", "end", "off"]), default="end",
     help="Compare outputs after each pass, at the end (default), or not.",

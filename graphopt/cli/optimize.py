@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphopt.cli.common import (
+    cache_option,
     check_json,
     check_writable,
     data_option,
+    executor_option,
     json_option,
     output,
     seed_option,
@@ -66,13 +68,8 @@ __all__ = ["command", "optimize"]
     help="Write nothing where outputs cannot be compared; exit code 4.",
 )  # fmt: skip
 @seed_option
-@click.option(
-    "--executor", metavar="SPEC",
-    help="Where calibration runs: serial, threads:N, processes:N, dask:local:N or dask:ADDRESS.",
-)  # fmt: skip
-@click.option(
-    "--cache", type=click.Path(), metavar="DIR", help="Keep results of calibration in a folder."
-)
+@executor_option
+@cache_option
 @click.option("--dump", type=click.Path(), metavar="DIR", help="Write the model after each change.")
 @click.option(
     "--reproducer", type=click.Path(), metavar="DIR",
