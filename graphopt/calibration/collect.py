@@ -7,6 +7,7 @@ import contextlib
 import copy
 import itertools
 import os
+import pickle
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.calibration import watched, worker
-from graphopt.calibration.executors import Restartable, Serial, workers
+from graphopt.calibration.executors import Processes, Restartable, Serial, workers
 from graphopt.calibration.observers import Observer
 from graphopt.calibration.samples import Samples
 from graphopt.calibration.sources import from_batches
@@ -36,7 +37,7 @@ _BATCHES = 8
 _BYTES = 4 << 20
 # Bytes of watched values that one run may leave in memory; a model is run again for what is beyond.
 _BUDGET = 64 << 20
-# Times that an executor is started again before its failing counts as the model's fault.
+# Times in a row that an executor is started again before its failing counts as the task's fault.
 _RESTARTS = 3
 
 
@@ -79,7 +80,11 @@ def collect(
         raise CalibrationError(f"values of the model cannot be observed: {ir.opaque(model)}")
     if limit is not None and limit < 1:
         raise CalibrationError(f"a limit of {limit} batches leaves nothing to observe")
-    prototypes = {n: [o] if isinstance(o, Observer) else list(o) for n, o in watch.items()}
+    # One observer given for several values is not to be shared by them.
+    prototypes = {
+        n: [copy.deepcopy(each) for each in ([o] if isinstance(o, Observer) else o)]
+        for n, o in watch.items()
+    }
     values = watched.find(model, prototypes)
     samples = data if isinstance(data, Samples) else from_batches(data, model)
     if cache is not None:
@@ -146,6 +151,9 @@ class _Driver:
     def __init__(self, executor: concurrent.futures.Executor) -> None:
         self.executor = executor
         self.lends = isinstance(executor, (Serial, concurrent.futures.ThreadPoolExecutor))
+        self.spools = isinstance(executor, (Processes, concurrent.futures.ProcessPoolExecutor))
+        self.folder: Path | None = None
+        self.submitted = 0
         self.model: bytes | None = None
         self.restarts = 0
 
@@ -159,26 +167,27 @@ class _Driver:
     ) -> Plan:
         """Prepare the model for the workers: a session in this process, or a file for others."""
         plan = Plan("", None, inputs, outputs, sizes, _BUDGET)
+        if not self.lends:
+            folder = tempfile.TemporaryDirectory(prefix="graphopt-", ignore_cleanup_errors=True)
+            self.folder = Path(stack.enter_context(folder))
         if not outputs:
             return plan
         part = watched.putting_out(model, outputs)
-        if self.lends:
+        if self.folder is None:
             plan = _replaced(plan, f"lent {id(part)}", None)
             session = stack.enter_context(worker.open_observed(part))
             stack.enter_context(worker.lend(plan, session))
             return plan
         key = watched.model_digest(part)
-        folder = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="graphopt-", ignore_cleanup_errors=True)
-        )
-        path = Path(folder) / f"{key[:32]}.onnx"
+        path = self.folder / "model" / f"{key[:32]}.onnx"
+        path.parent.mkdir()
         ir.save(part, path)
         return _replaced(plan, key, path)
 
     def run(self, tasks: Iterator[Task]) -> Found:
         """Run tasks and merge their results."""
         window = workers(self.executor) + 1
-        pending: deque[tuple[Task, concurrent.futures.Future[Found | Missing]]] = deque()
+        pending: deque[tuple[Task, concurrent.futures.Future[Any]]] = deque()
         merged: Found | None = None
         try:
             while True:
@@ -196,10 +205,15 @@ class _Driver:
                     continue
                 except concurrent.futures.CancelledError as e:
                     raise CalibrationError("the executor was shut down before it was done") from e
+                if isinstance(found, Path):
+                    data = found.read_bytes()
+                    found.unlink()
+                    found = pickle.loads(data)
                 if isinstance(found, Missing):
                     pending.appendleft((task, self.submit(self.carrying(task))))
                     continue
                 merged = found if merged is None else _merge(merged, found)
+                self.restarts = 0
         finally:
             # What runs in this process needs the session, which is closed next.
             left = [f for _, f in pending if not f.cancel() and self.lends]
@@ -207,12 +221,21 @@ class _Driver:
         assert merged is not None
         return merged
 
-    def submit(self, task: Task) -> concurrent.futures.Future[Found | Missing]:
+    def submit(self, task: Task) -> concurrent.futures.Future[Any]:
+        """Submit a task, by way of a file where the executor is a pool of processes."""
         try:
-            return self.executor.submit(worker.run_task, task)
+            if not self.spools or self.folder is None:
+                return self.executor.submit(worker.run_task, task)
+            path = self.folder / f"{self.submitted}.task"
+            self.submitted += 1
+            path.write_bytes(pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL))
+            return self.executor.submit(worker.run_file, path)
         except concurrent.futures.BrokenExecutor as e:
-            self.restart(e)
-        return self.submit(task)
+            broken: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            broken.set_exception(e)
+            return broken
+        except RuntimeError as e:
+            raise CalibrationError(f"the executor takes no tasks: {e}") from e
 
     def restart(self, error: Exception) -> None:
         """Start a broken executor again.
@@ -236,7 +259,7 @@ class _Driver:
             if len(list(path.parent.iterdir())) > 1:
                 raise CalibrationError(
                     "the model is too large to be sent to workers on other machines; let them "
-                    f"share the folder of temporary files, {path.parent.parent}"
+                    f"share the folder of temporary files, {tempfile.gettempdir()}"
                 )
             self.model = path.read_bytes()
         return Task(task.plan, task.batches, self.model)

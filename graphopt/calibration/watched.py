@@ -81,7 +81,7 @@ def _reads(node: ir.Node) -> list[ir.Value]:
     """Values that a node reads, those that its subgraphs read from outside included."""
     found = [v for v in node.inputs if v is not None]
     for graph in ir.subgraphs(node):
-        found += graph.outputs
+        found.extend(graph.outputs)
         for inner in graph:
             found += _reads(inner)
     return found

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import pickle
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +23,7 @@ from graphopt.errors import CalibrationError, SessionError
 from graphopt.runtime.session import ModelSource, Session, open_session
 from graphopt.runtime.values import Feeds
 
-__all__ = ["Missing", "Plan", "Task", "lend", "observe", "open_observed", "run_task"]
+__all__ = ["Missing", "Plan", "Task", "lend", "observe", "open_observed", "run_file", "run_task"]
 
 # Sessions a process keeps: the model at hand, and the one before it.
 _KEPT = 2
@@ -124,6 +126,21 @@ def _run(
             size = value.nbytes if isinstance(value, np.ndarray) else 0
             loaded.sizes[name] = max(size, loaded.sizes[name])
             observe(observers[name], value, name, where)
+
+
+def run_file(path: Path) -> Path:
+    """Run a task that lies in a file, and leave the result in another one.
+
+    A pool of processes waits forever for the rest of a result if its worker is killed while sending
+    it. Names of files are short enough to be sent as a whole or not at all.
+    """
+    data = path.read_bytes()
+    path.unlink()
+    found = run_task(pickle.loads(data))
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    with open(handle, "wb") as file:
+        pickle.dump(found, file, protocol=pickle.HIGHEST_PROTOCOL)
+    return Path(name)
 
 
 def observe(observers: Iterable[Observer], value: object, name: str, where: str) -> None:
