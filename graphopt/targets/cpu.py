@@ -193,6 +193,40 @@ _POOL = Requirement(
     "and then refuses the model",
     source="tests/targets/test_kernels.py on ONNX Runtime 1.32",
 )
+# Operators that have kernels for 32-bit floats, and none for these types.
+_NO_KERNEL = {
+    ir.DataType.DOUBLE: frozenset({
+        "AveragePool", "Conv", "ConvTranspose", "Elu", "Erf", "Gelu", "GlobalAveragePool",
+        "GlobalMaxPool", "HardSigmoid", "HardSwish", "InstanceNormalization", "LRN", "LeakyRelu",
+        "Mish", "PRelu", "Resize", "Selu", "Softplus", "Softsign",
+    }),
+    ir.DataType.BFLOAT16: frozenset({
+        "Abs", "Add", "ArgMax", "AveragePool", "BatchNormalization", "Ceil", "Conv",
+        "ConvTranspose", "Cos", "CumSum", "Div", "Elu", "Erf", "Exp", "Floor", "GRU", "Gelu",
+        "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
+        "InstanceNormalization", "LRN", "LSTM", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max",
+        "MaxPool", "Min", "Mish", "Mod", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "ReduceMax",
+        "ReduceMean", "ReduceSum", "Relu", "Resize", "Selu", "Sigmoid", "Sin", "Softmax",
+        "Softplus", "Softsign", "Sqrt", "Sub", "Tanh",
+    }),
+}  # fmt: skip
+
+
+def _kernel(node: ir.Node) -> str | None:
+    value = given(node, 0)
+    dtype = None if value is None else value.dtype
+    if dtype is None or node.op_type not in _NO_KERNEL.get(dtype, ()):
+        return None
+    return f"there is no kernel of {node.op_type} for {dtype.name.lower()}"
+
+
+_ELEMENTS = Requirement(
+    "kernel",
+    _kernel,
+    frozenset().union(*_NO_KERNEL.values()),
+    hint="cast to 32-bit floats around it: ONNX Runtime refuses the model",
+    source="tests/targets/test_check.py on ONNX Runtime 1.32",
+)
 _UNSIGNED = activation_types(
     ("uint8", "uint16"),
     "measured: 0.6 times the speed of floating point with int8 on x86-64, where QDQS8ToU8"
@@ -215,7 +249,7 @@ X64 = Target(
     domains=DOMAINS,
     fp16="slow",
     scheme=_VNNI,
-    requirements=(_POOL, _UNSIGNED),
+    requirements=(_ELEMENTS, _POOL, _UNSIGNED),
     sources=_SOURCES,
 )
 X64_AVX2 = Target(
@@ -225,7 +259,7 @@ X64_AVX2 = Target(
     domains=DOMAINS,
     fp16="slow",
     scheme=_AVX2,
-    requirements=(_POOL, _UNSIGNED),
+    requirements=(_ELEMENTS, _POOL, _UNSIGNED),
     sources=_SOURCES,
 )
 ARM64 = Target(
@@ -235,7 +269,7 @@ ARM64 = Target(
     session={"session.qdqisint8allowed": "1"},
     domains=DOMAINS,
     scheme=_ARM,
-    requirements=(_POOL,),
+    requirements=(_ELEMENTS, _POOL),
     sources={k: v for k, v in _SOURCES.items() if k != "fp16"},
 )
 
@@ -266,6 +300,6 @@ CPU = Target(
     domains=DOMAINS,
     fp16="slow",
     scheme=host().scheme,
-    requirements=(_POOL,),
+    requirements=(_ELEMENTS, _POOL),
     sources=_SOURCES,
 )

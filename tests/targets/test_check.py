@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
-from graphopt import ConfigError, UnsupportedFeature, Violation, check, ir
+from graphopt import ConfigError, SessionError, UnsupportedFeature, Violation, check, ir
+from graphopt.runtime import open_session
 from graphopt.targets import TARGETS, get
 from graphopt.testing import random_model
 
@@ -172,6 +173,10 @@ QUANTIZED = [
      model(Q + "v = AveragePool <kernel_shape=[2,2], dilations=[2,2]> (dx)" + OUT,
            weights=UINT8, opset=19),
      model("y = AveragePool <kernel_shape=[2,2], dilations=[2,2]> (x)", opset=19)),
+    ("cpu-x64", "kernel", model("y = Conv(x, w)", "double[1,1,2,2] x, double[1,1,1,1] w"),
+     model("y = MatMul(x, x)", "double[2,2] x")),
+    ("cpu-arm64", "kernel", model("y = Relu(x)", "bfloat16[4] x"),
+     model("y = Identity(x)", "bfloat16[4] x")),
     ("cpu-x64", "fp16", model("y = Relu(x)", "float16[4] x"), model("y = Relu(x)", "float[4] x")),
     ("cpu-x64", "domains", model("y = com.microsoft.Gelu(v) v = other.domain.Op(x)"),
      model("y = com.microsoft.Gelu(x)")),
@@ -222,6 +227,42 @@ def test_a_plain_model_is_taken_by_every_target() -> None:
     plain = model("v = Conv(x, w) y = MaxPool <kernel_shape=[2,2]> (v)", weights=W)
     for name in TARGETS:
         assert check(plain, name) == []
+
+
+# What operators take besides the tensor they are called with, and their attributes.
+MORE = {
+    "BatchNormalization": "v, v, v, v", "Conv": "w", "ConvTranspose": "w", "Gemm": "x",
+    "MatMul": "x", "InstanceNormalization": "v, v", "Resize": ", r", "CumSum": "a",
+    "LSTM": "l, l", "GRU": "g, g",
+    **dict.fromkeys(("Add", "Div", "Max", "Min", "Mod", "Mul", "PRelu", "Pow", "Sub"), "x"),
+}  # fmt: skip
+ATTRIBUTES = {
+    "AveragePool": "kernel_shape=[2,2]", "MaxPool": "kernel_shape=[2,2]", "LRN": "size=3",
+    "LSTM": "hidden_size=2", "GRU": "hidden_size=2", "Mod": "fmod=1",
+}  # fmt: skip
+SHAPES = {"Gemm": "2,2", "LSTM": "3,1,2", "GRU": "3,1,2"}
+
+
+@pytest.mark.parametrize("dtype", ["double", "bfloat16"])
+def test_there_really_is_no_kernel(dtype: str) -> None:
+    """What the rule says the CPU provider has no kernel for, ONNX Runtime refuses."""
+    (rule,) = [each for each in get("cpu-x64").requirements if each.name == "kernel"]
+    shapes = {"w": "2,2,3,3", "v": "2", "l": "1,8,2", "g": "1,6,2"}
+    tried = 0
+    for op in sorted(rule.operators):
+        more, attributes = MORE.get(op, ""), f"<{ATTRIBUTES[op]}>" if op in ATTRIBUTES else ""
+        wanted = [f"{dtype}[{SHAPES.get(op, '1,2,4,4')}] x"]
+        wanted += [f"{dtype}[{s}] {n}" for n, s in shapes.items() if n in more.split(", ")]
+        call = f"y = {op} {attributes} (x{', ' * bool(more)}{more})"
+        weights = "float[4] r = {1, 1, 2, 2}, int64 a = {0}"
+        made = model(call, ", ".join(wanted), weights=weights, opset=22)
+        if rules(check(made, "cpu-x64")) == ["kernel"]:
+            tried += 1
+            with pytest.raises(SessionError, match="implementation"):
+                open_session(made)
+        else:
+            open_session(made).close()
+    assert tried == {"double": 19, "bfloat16": 53}[dtype]
 
 
 @pytest.mark.parametrize("seed", range(8))
