@@ -343,7 +343,7 @@ def _smooth(
         else:
             reasons.append(f"no factor in constants: {why}")
             if now < least * error:
-                reasons.append(f"no Mul: it would divide the error by {now / error:.2g} only")
+                reasons.append(f"no Mul: it would divide the error by {now / error:.3g} only")
             elif (why := insert_factor(rw, value, nodes, factor)) is not None:
                 reasons.append(f"no Mul: {why}")
             else:

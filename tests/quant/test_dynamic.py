@@ -107,7 +107,7 @@ def test_text_of_a_product() -> None:
           %y = Add(%mul.3, %b)
           return %y
         }
-        """
+        """  # noqa: E501
     )
 
 
