@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt import Const, Match, Op, Replacement, Rewriter, Rule, ir, rule
-from graphopt.passes.quantize._grids import integers, limits, make, read, zero_point
+from graphopt.passes.quantize._grids import (
+    integers,
+    is_dequantize,
+    known,
+    limits,
+    make,
+    read,
+    zero_point,
+)
 from graphopt.targets import Scheme
 
 __all__ = ["weight_rules"]
@@ -70,6 +78,9 @@ def weight_rules(scheme: Scheme) -> tuple[Rule, ...]:
         if integers(grid) == wanted and (
             not scheme.weight.symmetric or (grid.zero_point == centre).all()
         ):
+            least, most = scheme.weight.limits
+            if scheme.weight.levels and not ((m[_data] >= least) & (m[_data] <= most)).all():
+                return m.fail(f"sums of products may saturate: {scheme.name} has fewer levels")
             return None
         codes = m[_data].astype(np.int64)
         zero = grid.zero_point.astype(np.int64)
@@ -85,4 +96,15 @@ def weight_rules(scheme: Scheme) -> tuple[Rule, ...]:
         rw.set_input(m.root, 2, zero_point(rw, to, new.name or "weight"))
         return m.root.outputs[0]
 
-    return (fold_quantized_constant, fold_transposed_weight, store_weight)
+    @rule(Op(("Conv", "ConvTranspose", "Gemm"), variadic=True))
+    def store_bias(m: Match, rw: Rewriter) -> Replacement:
+        """Store a dequantized bias in floating point, where the target wants it so."""
+        bias = m.root.inputs[2] if len(m.root.inputs) > 2 else None
+        numbers = None if bias is None or not is_dequantize(bias.producer()) else known(bias)
+        if numbers is None or bias is None:
+            return None
+        rw.set_input(m.root, 2, rw.const(numbers, bias.name or "bias"))
+        return m.root.outputs[0]
+
+    rules = (fold_quantized_constant, fold_transposed_weight, store_weight)
+    return (*rules, store_bias) if scheme.bias == "float" else rules

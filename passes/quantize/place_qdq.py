@@ -7,13 +7,7 @@ from collections.abc import Callable
 
 from graphopt import Context, Exactness, NotApplicable, Pass, ir
 from graphopt.calibration import MinMax, collect
-from graphopt.passes.quantize._grids import (
-    Grid,
-    is_dequantize,
-    is_quantize,
-    pair,
-    read,
-)
+from graphopt.passes.quantize._grids import Grid, is_dequantize, is_quantize, pair, read
 from graphopt.quant.params import from_range
 from graphopt.targets import IntegerKernel, Scheme
 

@@ -20,7 +20,8 @@ class RepairQdq(Pass):
 
     - QuantizeLinear and DequantizeLinear of ONNX Runtime's own domain become standard ones;
     - constants behind a QuantizeLinear, transposed weights, and weights of 4 or 16 bits or with
-      another zero point become integer constants of the target's type;
+      another zero point become integer constants of the target's type, and biases floating point
+      for a target that wants that;
     - signed activations become unsigned, or the other way round, with shifted zero points;
     - quantizing what was dequantized from the same grid disappears;
     - quantizers move before, and are repeated behind, operators that only move elements;
@@ -75,5 +76,8 @@ class RepairQdq(Pass):
             SPELLING,
             weight_rules(scheme),
             relabel_rules(scheme),
-            (*move_rules(scheme, on_integers), *clip_rules(on_integers)),
+            (
+                *move_rules(scheme, on_integers),
+                *(clip_rules(on_integers) if scheme.drops_relu else ()),
+            ),
         )

@@ -211,3 +211,49 @@ def test_constants_that_are_no_weights_stay(check: Check) -> None:
         { y = DequantizeLinear(k, t, o) z = Neg(x) }""",
         None,
     )
+
+
+BIASED = conv(
+    """int8[3,2,1,1] k = {1,2,3,4,5,6}, float t = {0.1}, int8 o = {0},
+    int32[3] c = {100, -200, 16777217}, float u = {0.002}""",
+    "w = DequantizeLinear(k, t, o) b = DequantizeLinear(c, u)",
+).replace("Conv(d, w)", "Conv(d, w, b)")
+
+
+def test_bias_for_a_target_of_floating_point_biases(check: Check, constants: Constants) -> None:
+    graph = BIASED.replace("uint8 z = {128}", "int8 z = {0}")
+    result = check(
+        RepairQdq(),
+        graph,
+        """
+        graph(%x: float[1,2,4,4]) {
+          const %b.1: float[3]
+          const %k: int8[3,2,1,1]
+          const %o: int8[]
+          const %s: float[]
+          const %t: float[]
+          const %z: int8[]
+          %q = QuantizeLinear(%x, %s, %z)
+          %d = DequantizeLinear(%q, %s, %z)
+          %w = DequantizeLinear(%k, %t, %o)
+          %y = Conv(%d, %w, %b.1)
+          return %y
+        }
+        """,
+        target="tensorrt",
+    )
+    assert constants(result)["b.1"] == pytest.approx([0.2, -0.4, 33554.434])
+
+
+def test_bias_for_a_target_of_integer_biases(check: Check) -> None:
+    check(RepairQdq(), BIASED, None)
+
+
+def test_weights_that_may_saturate(check: Check, declined: Text) -> None:
+    """Without VNNI pairs of products are added in 16 bits."""
+    graph = conv(
+        "int8[3,2,1,1] k = {1,2,3,4,5,127}, float t = {0.1}, int8 o = {0}",
+        "w = DequantizeLinear(k, t, o)",
+    )
+    assert "may saturate" in declined(check(RepairQdq(), graph, None, target="cpu-x64-avx2"))
+    check(RepairQdq(), graph.replace("127", "63"), None, target="cpu-x64-avx2")
