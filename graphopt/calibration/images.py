@@ -229,8 +229,8 @@ def _typed(array: Array, spec: InputSpec) -> Array:
     wanted = element_type(spec.type)
     if wanted not in ("uint8", "int8", "int32"):
         return array
-    rounded = np.rint(array)
-    return rounded.astype(wanted) if (rounded.astype(wanted) == rounded).all() else array
+    converted = array.astype(wanted)
+    return converted if (converted == array).all() else array
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Array:
