@@ -36,9 +36,9 @@ class Quantized:
 def emit_static(
     rw: Rewriter,
     units: Units,
-    chosen: Collection[ir.Node],
-    params: Mapping[ir.Value, QParams],
-    weights: Mapping[ir.Node, Quantized],
+    chosen: Collection[str],
+    params: Mapping[str, QParams],
+    weights: Mapping[str, Quantized],
 ) -> None:
     """Quantize the chosen units in place.
 
@@ -49,16 +49,20 @@ def emit_static(
     Args:
         rw: Rewriter of the model.
         units: Its units.
-        chosen: Nodes of the units that are to compute on integers.
-        params: Scale and zero point of every value that a chosen unit reads or writes.
-        weights: Integer weights of the chosen units that have a constant weight.
+        chosen: Names of the units that are to compute on integers.
+        params: Scale and zero point of every value that a chosen unit reads or writes, by its name.
+        weights: Integer weights of the chosen units that have a constant weight, by unit.
     """
-    emitter = _Emitter(rw, units, params)
-    picked = [unit for unit in units if unit.node in chosen]
+    picked = [unit for unit in units if unit.name in chosen]
+    found = {unit.node: weights[unit.name] for unit in picked if unit.name in weights}
+    by_value = {
+        v: params[v.name] for unit in picked for v in (*unit.inputs, *outputs(unit)) if v.name
+    }
+    emitter = _Emitter(rw, units, by_value)
     emitter.activations(picked)
     for unit in picked:
-        if unit.node in weights:
-            emitter.weight(unit, weights[unit.node])
+        if unit.node in found:
+            emitter.weight(unit, found[unit.node])
 
 
 def quantized_bias(bias: Array, scale: Array) -> Array:
@@ -133,9 +137,7 @@ class _Emitter:
             with self.rw.at(node):
                 integers = self.rw.const(params.quantize(data), f"{value.name}.quantized")
                 scale, zero = self._scales(params, value.name or "")
-                self.rw.set_input(
-                    node, i, self._typed(self.rw.op("DequantizeLinear", integers, scale, zero))
-                )
+                self.rw.set_input(node, i, self._float(integers, scale, zero))
 
     def weight(self, unit: Unit, found: Quantized) -> None:
         node, kernel = unit.node, unit.kernel
@@ -165,9 +167,7 @@ class _Emitter:
         integers = self.rw.const(found.integers, f"{name}.quantized")
         scale = self.rw.const(found.params.scale, f"{name}.scale")
         zero = self.rw.const(found.params.zero_point, f"{name}.zero_point")
-        axis = found.params.axis
-        attrs = {} if axis is None else {"axis": axis}
-        return self._typed(self.rw.op("DequantizeLinear", integers, scale, zero, **attrs))
+        return self._float(integers, scale, zero, found.params.axis)
 
     def _pair(self, params: QParams, *, integers: bool = False) -> Callable[[ir.Value], ir.Value]:
         """Through integers and back; back only, where the value is to be integers itself."""
@@ -179,7 +179,7 @@ class _Emitter:
                 value.type = ir.TensorType(ir.DataType[params.format.dtype.upper()])
             else:
                 between = self.rw.op("QuantizeLinear", value, scale, zero)
-            out = self._typed(self.rw.op("DequantizeLinear", between, scale, zero))
+            out = self._float(between, scale, zero)
             if value.shape is not None:
                 out.shape = value.shape.copy()
             return out
@@ -192,7 +192,13 @@ class _Emitter:
             self.rw.const(params.zero_point, f"{name}.zero_point"),
         )
 
-    @staticmethod
-    def _typed(value: ir.Value) -> ir.Value:
+    def _float(
+        self, integers: ir.Value, scale: ir.Value, zero: ir.Value, axis: int | None = None
+    ) -> ir.Value:
+        """A DequantizeLinear; the name of a node, it leaves to that which it was made for."""
+        value: ir.Value = self.rw.op("DequantizeLinear", integers, scale, zero, axis=axis)
         value.type = ir.TensorType(ir.DataType.FLOAT)
+        producer = value.producer()
+        assert producer is not None
+        producer.name = ""
         return value

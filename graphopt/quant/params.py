@@ -42,8 +42,9 @@ class QParams:
         low, high = self.format.limits
         scale, zero = self._along(self.scale, array), self._along(self.zero_point, array)
         # Where float32 divides, as ONNX does, float64 would break ties differently.
-        ratio = np.asarray(array, np.float32) / scale
-        return np.clip(np.rint(ratio) + zero, low, high).astype(self.format.dtype)
+        rounded = np.rint(np.asarray(array, np.float32) / scale)
+        integers: Array = np.clip(rounded + zero, low, high).astype(self.format.dtype)
+        return integers
 
     def dequantize(self, integers: Array) -> Array:
         """Numbers that integers stand for, float32."""

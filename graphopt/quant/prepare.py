@@ -10,7 +10,7 @@ import numpy as np
 from graphopt import ir
 from graphopt.quant.emit import Array, Quantized
 from graphopt.quant.params import QParams, from_range, from_weight
-from graphopt.quant.units import Unit, Units, clip_bounds, outputs
+from graphopt.quant.units import Unit, Units
 
 __all__ = ["Range", "activation_params", "as_bias", "channel_axis", "quantize_weight"]
 
@@ -22,7 +22,7 @@ _ROOM = 2.0**30
 _STEPS = 2.0**24
 
 
-def activation_params(units: Units, ranges: Mapping[ir.Value, Range]) -> dict[ir.Value, QParams]:
+def activation_params(units: Units, ranges: Mapping[str, Range]) -> dict[str, QParams]:
     """Scale and zero point of every activation that a unit reads or writes.
 
     Values that have to share them get those of the range that holds all of theirs, unless the range
@@ -31,15 +31,15 @@ def activation_params(units: Units, ranges: Mapping[ir.Value, Range]) -> dict[ir
 
     Args:
         units: The units.
-        ranges: Observed range by value; constants need none.
+        ranges: Observed range by name of the value; constants need none.
 
     Returns:
-        Parameters by value.
+        Parameters by name of the value.
     """
     form = units.scheme.activation
     form = dataclasses.replace(form, granularity="tensor")
     fixed = {u.output: u.kernel.output for u in units if u.kernel.output is not None}
-    params: dict[ir.Value, QParams] = {}
+    params: dict[str, QParams] = {}
     groups: dict[ir.Value, list[ir.Value]] = {}
     for value in units.tensors():
         groups.setdefault(units.root(value), []).append(value)
@@ -50,9 +50,11 @@ def activation_params(units: Units, ranges: Mapping[ir.Value, Range]) -> dict[ir
                 np.asarray(given[0], np.float32), np.asarray(given[1], form.dtype), form
             )
         else:
-            bounds = [ranges[v] if v in ranges else _of_constant(v) for v in members]
+            bounds = [
+                ranges[v.name or ""] if v.name in ranges else _of_constant(v) for v in members
+            ]
             found = from_range(min(b[0] for b in bounds), max(b[1] for b in bounds), form)
-        params |= dict.fromkeys(members, found)
+        params |= {v.name or "": found for v in members}
     return params
 
 
@@ -60,14 +62,6 @@ def _of_constant(value: ir.Value) -> Range:
     data = ir.array(value)
     assert data is not None, f"%{value.name} was not observed"
     return float(data.min(initial=0)), float(data.max(initial=0))
-
-
-def within_clip(unit: Unit, found: Range) -> Range:
-    """The range of a unit's output, cut to what its activation lets through."""
-    if unit.activation is None:
-        return found
-    low, high = clip_bounds(unit.activation)
-    return max(found[0], low), min(found[1], high)
 
 
 def channel_axis(unit: Unit, units: Units) -> int | None:
@@ -78,7 +72,7 @@ def channel_axis(unit: Unit, units: Units) -> int | None:
     return kernel.axis(unit.node)
 
 
-def quantize_weight(unit: Unit, units: Units, params: Mapping[ir.Value, QParams]) -> Quantized:
+def quantize_weight(unit: Unit, units: Units, params: Mapping[str, QParams]) -> Quantized:
     """A unit's weight rounded to the nearest integers.
 
     Where the weights of a channel are so small beside its bias that the bias would not fit into
@@ -87,7 +81,7 @@ def quantize_weight(unit: Unit, units: Units, params: Mapping[ir.Value, QParams]
     Args:
         unit: A unit with a constant weight.
         units: The units it belongs to.
-        params: Parameters of the activations.
+        params: Parameters of the activations, by name.
     """
     assert unit.weight is not None
     data = ir.array(unit.weight)
@@ -96,7 +90,7 @@ def quantize_weight(unit: Unit, units: Units, params: Mapping[ir.Value, QParams]
     found = from_weight(data, units.scheme.weight, axis)
     bias = as_bias(unit, units, data)
     if bias is not None and units.scheme.bias == "int32":
-        found = fit_bias(found, bias, params[unit.inputs[0]], data)
+        found = fit_bias(found, bias, params[unit.inputs[0].name or ""], data)
     return Quantized(found.quantize(data), found, bias)
 
 
@@ -122,8 +116,3 @@ def fit_bias(found: QParams, bias: Array, x: QParams, weight: Array) -> QParams:
     scale = np.maximum(found.scale.astype(np.float64), least)
     fine = np.where(size > 0, size / float(x.scale) / _STEPS, 1.0)
     return dataclasses.replace(found, scale=np.where(dead, fine, scale).astype(np.float32))
-
-
-def all_outputs(units: Units) -> list[ir.Value]:
-    """What the units write, in order."""
-    return [v for unit in units for v in outputs(unit)]

@@ -128,6 +128,10 @@ class Session:
         found = self._session.run_with_ort_values(names, given, options)
         return {k: decode(v, self.outputs[k]) for k, v in zip(names, found, strict=True)}
 
+    def end_profiling(self) -> str:
+        """Stop recording times, and return the path of the file that they were written to."""
+        return str(self._session.end_profiling())
+
     def close(self) -> None:
         """Free the model. The session cannot be used afterwards."""
         self._session = None
@@ -149,6 +153,7 @@ def open_session(
     custom_ops: Sequence[str | os.PathLike[str]] = (),
     prepack: bool | None = None,
     config: Mapping[str, str] | None = None,
+    profile: str | None = None,
 ) -> Session:
     """Load a model into ONNX Runtime.
 
@@ -167,6 +172,7 @@ def open_session(
             another copy of the weights, and it makes a constant weight round differently from a
             computed one, which would defeat bitwise comparison before and after constant folding.
         config: Further session configuration entries.
+        profile: Record the time of every kernel, in a file whose path begins so.
 
     Raises:
         RuntimeUnavailable: onnxruntime is not installed.
@@ -176,6 +182,9 @@ def open_session(
 
     def create(*, lend: bool) -> Session:
         options = _options(runtime, optimize, threads, custom_ops)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
         entries = dict(config or {})
         if not (optimize if prepack is None else prepack):
             entries.setdefault("session.disable_prepacking", "1")
