@@ -24,12 +24,12 @@ class ConvertFp16(Pass):
     """Compute in 16-bit floats, but for what they cannot hold.
 
     What it does: Gives 32-bit float values and constants 16 bits. Inputs and outputs of the model
-    keep their type. A node stays in 32 bits where its schema admits nothing else, where it is named
-    in an option, where a constant of it would overflow or lose more than 1 % of its norm, or
-    is a default that callers may override, or where
-    the samples show that its values exceed 65504. A value is converted once, however many nodes use
-    it, constants are converted now, and cheap operators between nodes that stay in 32 bits stay
-    with them.
+    keep their type. A node stays in 32 bits where its schema admits nothing else, where it may
+    overflow on the way to a small result, where it is named in an option, where a constant of it
+    would overflow or lose more than 1 % of its norm, or is a default that callers may override, or
+    where the samples show that its values exceed 65504. A value is converted once, however many
+    nodes use it, constants are converted now, and cheap operators between nodes that stay in 32
+    bits stay with them.
 
     Exactness: Lossy
 

@@ -16,6 +16,10 @@ _HALF, _FLOAT = "tensor(float16)", "tensor(float)"
 # Share of its norm that a constant may lose: rounding takes 0.0003, an epsilon of 1e-12 all of it.
 _LOSS = 0.01
 _CHUNK = 1 << 20
+# ONNX Runtime computes these by their definitions where it has no kernel for 16 bits.
+_OVERFLOWS = frozenset(
+    {"MeanVarianceNormalization", "Mish", "ReduceL2", "ReduceLogSumExp", "Softplus"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,8 @@ def ports(node: ir.Node) -> Ports | str | None:
         return "nobody knows which types it admits"
     if "uantize" in node.op_type or node.op_type.startswith("QLinear"):
         return "it belongs to what is quantized already"
+    if node.op_type in _OVERFLOWS:
+        return "what it computes on the way may overflow"
     if not node.domain and node.op_type == "Cast":
         # Its type is an attribute.
         if inputs or ir.attr(node, "to") != int(ir.DataType.FLOAT):

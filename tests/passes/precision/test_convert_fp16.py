@@ -166,6 +166,14 @@ def test_types_that_attributes_decide() -> None:
     assert "an attribute decides its type" in reasons(result)
 
 
+def test_operators_that_overflow_on_the_way() -> None:
+    body = """(float[2,2] x) => (float[2,2] y) <float[2,2] w = {1,2,3,4}>
+        { t = Softplus(x) y = MatMul(t, w) }"""
+    result = convert(body)
+    assert types(result) == {"Softplus": FULL, "MatMul": HALF}
+    assert "on the way may overflow" in reasons(result)
+
+
 def test_random_numbers() -> None:
     body = """(float[2,2] x) => (float[2,2] y, float[2,2] z) <float[2,2] w = {1,2,3,4}>
         { z = RandomNormal<shape=[2,2]>() y = MatMul(x, w) }"""
