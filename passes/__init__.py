@@ -38,6 +38,7 @@ from graphopt.passes.quantize import (
     ChannelsLast,
     DropQdq,
     LowerQdq,
+    PadChannels,
     PlaceQdq,
     QuantizeBias,
     RepairQdq,
@@ -84,6 +85,7 @@ PASSES = (
     QuantizeBias,
     LowerQdq,
     ChannelsLast,
+    PadChannels,
 )
 
 PIPELINES = {

@@ -3,6 +3,7 @@
 from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.passes.quantize.drop_qdq import DropQdq
 from graphopt.passes.quantize.lower_qdq import LowerQdq
+from graphopt.passes.quantize.pad_channels import PadChannels
 from graphopt.passes.quantize.place_qdq import PlaceQdq
 from graphopt.passes.quantize.quantize_bias import QuantizeBias
 from graphopt.passes.quantize.repair_qdq import RepairQdq
@@ -12,6 +13,7 @@ __all__ = [
     "ChannelsLast",
     "DropQdq",
     "LowerQdq",
+    "PadChannels",
     "PlaceQdq",
     "QuantizeBias",
     "RepairQdq",
