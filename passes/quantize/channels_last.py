@@ -50,14 +50,13 @@ class ChannelsLast(Pass):
         if not takes_contrib(ctx.target):
             raise NotApplicable(f"{ctx.target.name} does not take {CONTRIB}.QLinearConv")
         rw = ctx.rewriter()
-        for graph in ir.all_graphs(model):
-            for island in islands(graph):
-                first = next(iter(island)).outputs[0]
-                if not ctx.allow(f"channels-last at %{first.name}"):
-                    return rw.changed
-                last = choose(island)
-                _relayout(rw, {n: f for n, f in island.items() if n in last})
-                ctx.stats.applied["channels-last"] += 1
+        found = [each for graph in ir.all_graphs(model) for each in islands(graph)]
+        for island in found:
+            last = choose(island)
+            if not ctx.allow(f"channels-last at %{next(iter(island)).outputs[0].name}"):
+                break
+            _relayout(rw, {n: f for n, f in island.items() if n in last})
+            ctx.stats.applied["channels-last"] += 1
         if rw.changed:
             rw.remove_initializers()
             import_contrib(model)

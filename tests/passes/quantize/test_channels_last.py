@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt import Exactness, PassManager, ir
+from graphopt import Exactness, Fuel, PassManager, ir
 from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.runtime import ort
 from graphopt.testing import assert_equivalent, check_pass
@@ -284,6 +284,18 @@ def test_ends_an_island(between: str, constants: str) -> None:
     assert count(last, "NhwcMaxPool") == 0
     names = between.split("(")[0].split("= ")[1].split("<")[0]
     assert count(last, names) == count(model, names)
+
+
+def test_fuel_ends_between_islands() -> None:
+    text = island(
+        f"c = {CONV % 'x'} r = Tile(c, f) y = {CONV % 'r'}", constants="int64[4] f = {1,1,2,1}"
+    )
+    model = ir.parse_text(text.replace(', "com.microsoft": 1', ""))
+    fuel = Fuel(2)
+    last = PassManager(ChannelsLast(), target="cpu-x64", instruments=[fuel]).run(model).model
+    assert count(last) == 2
+    assert last.opset_imports["com.microsoft"] == 1
+    assert_equivalent(model, last, Exactness.BITWISE)
 
 
 def test_other_targets() -> None:
