@@ -36,12 +36,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "targets": ({"errors", "ir"}, set()),
     "runtime": ({"errors", "ir"}, set()),
     "calibration": ({"errors", "ir", "runtime"}, set()),
+    "quant": ({"analyses", "calibration", "errors", "ir", "rewrite", "runtime", "targets"}, set()),
     "frontends": ({"errors", "ir", "targets", "runtime"}, set()),
     "bundle": ({"errors", "ir", "targets", "runtime"}, set()),
 }
 TOP = {"__init__", "__main__", "api", "cli", "exporting", "testing"}
 # What built-in passes may import, as third-party ones may: names exported by graphopt, and these.
-PUBLIC = {"ir", "analyses", "calibration", "runtime", "targets", "testing", "passes"}
+PUBLIC = {"ir", "analyses", "calibration", "quant", "runtime", "targets", "testing", "passes"}
 # Who may import onnx and onnx_ir: the IR, code that turns other formats into ONNX, and passes that
 # hand a model to another program.
 ONNX_USERS = ("graphopt/ir/", "graphopt/frontends/", "passes/external/")
