@@ -20,11 +20,10 @@ class PlaceQdq(Pass):
     """Complete the quantization of operators whose author quantized some of their inputs.
 
     What it does: ONNX Runtime computes an operator on integers if all of its activations come from
-    a DequantizeLinear and its result goes to a QuantizeLinear. TensorRT wants it otherwise:
-    nothing between a convolution and the addition behind it. This pass adds what is missing to
-    operators that have a quantized weight, or several activations, and at least one quantized
-    activation. Where a value has a quantizer for other users already, all use that; else
-    samples tell the range that the value has.
+    a DequantizeLinear and its result goes to a QuantizeLinear. TensorRT wants it otherwise: nothing
+    between a convolution and the addition behind it. This pass adds what is missing to operators
+    with a quantized activation that have a quantized weight, or a quantized result. Where a value
+    has a quantizer for other users already, all use that; else samples tell its range.
 
     Exactness: LOSSY
 
@@ -36,7 +35,7 @@ class PlaceQdq(Pass):
     Example: Q(Add(DQ(a), Conv(DQ(x), DQ(w)))) -> Q(Add(DQ(a), DQ(Q(Conv(DQ(x), DQ(w))))))
 
     Declines when: there is no calibration data; a result is an output of the model; an operand is a
-    constant in floating point; a value is in a subgraph.
+    constant in floating point.
 
     References: NVIDIA TensorRT documentation, "Working with Quantized Types"; ONNX Runtime,
     onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc.
@@ -125,11 +124,13 @@ class _Plan:
             return []
         if kernel.weight is not None and weight is not None and ir.const(weight) is not None:
             return []
-        if any(ir.const(v) is not None for v in lacking):
-            return "an operand is a constant in floating point"
         out = _behind_clips(node.outputs[0])
         users = [use.node for use in out.uses()]
         quantized = out in self.missing or (bool(users) and all(map(is_quantize, users)))
+        if not weighted and not quantized:
+            return []  # its author wants it in floating point
+        if any(ir.const(v) is not None for v in lacking):
+            return "an operand is a constant in floating point"
         if not kernel.float_output and not quantized:
             lacking.append(out)
         if any(v.is_graph_output() for v in lacking):

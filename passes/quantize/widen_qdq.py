@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from graphopt import Exactness, Match, Op, Replacement, RewritePass, Rewriter, ir, rule
+from graphopt import (
+    Context,
+    Exactness,
+    Match,
+    Op,
+    Pass,
+    Replacement,
+    Rewriter,
+    apply_rules,
+    ir,
+    rule,
+)
 from graphopt.passes.quantize._clips import bounds
 from graphopt.passes.quantize._codes import moved, shift, trace
 from graphopt.passes.quantize._grids import integers, is_quantize, limits, read
+from graphopt.passes.quantize._spelling import SPELLING
 
 __all__ = ["WidenQdq"]
 
@@ -45,7 +57,7 @@ def _source(node: ir.Node) -> ir.Node | None:
     return found
 
 
-class WidenQdq(RewritePass):
+class WidenQdq(Pass):
     """Use all integers for what comes out of a Relu.
 
     What it does: symmetric schemes quantize what comes out of a Relu with a zero point in the
@@ -72,4 +84,12 @@ class WidenQdq(RewritePass):
     name = "widen-qdq"
     exactness = Exactness.LOSSY
     min_opset = 10
-    rules = (lower_zero_point,)
+
+    def run(self, model: ir.Model, ctx: Context) -> bool:
+        """Spell quantizers as the rule reads them, and apply it."""
+        changed = False
+        for rules in (SPELLING, (lower_zero_point,)):
+            found = apply_rules(ctx.rewriter(), rules)
+            ctx.stats.add(found)
+            changed |= found.changed
+        return changed

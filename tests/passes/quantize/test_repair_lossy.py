@@ -147,6 +147,14 @@ def test_what_nobody_quantized_stays(check: Check) -> None:
     check(PlaceQdq(), graph, None, data=DATA)
 
 
+def test_an_addition_in_floating_point_stays(check: Check) -> None:
+    """As between the blocks of a transformer: its author did not quantize its result."""
+    graph = f"""(float[1,8] x) => (float[1,8] y) <{S}>
+    {{ e = Erf(x) q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) a = Add(d, e)
+       y = Erf(a) }}"""
+    check(PlaceQdq(), graph, None, data=[{"x": np.ones((1, 8), np.float32)}])
+
+
 # --- widen-qdq -----------------------------------------------------------------------------------
 
 

@@ -171,6 +171,16 @@ def test_every_convolution_runs_on_integers(style: str, tmp_path: Path) -> None:
     assert not manager.run(result.model).report.changed
 
 
+def test_relus_disappear(tmp_path: Path) -> None:
+    """With all integers for what comes out of a Relu no Clip is left."""
+    model = Net(STYLES["quark"]).build()
+    clips = [
+        fused(PassManager(p, target="cpu-x64").run(model).model, tmp_path)["Clip"]
+        for p in ("repair", "widen-qdq,repair")
+    ]
+    assert clips == [3, 0]
+
+
 def test_what_was_calibrated_is_close() -> None:
     """One rounding more, of 255 steps over the range of the samples."""
     model = Net(STYLES["tensorrt"]).build()
