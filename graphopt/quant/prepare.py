@@ -10,9 +10,9 @@ import numpy as np
 from graphopt import ir
 from graphopt.quant.emit import Array, Quantized
 from graphopt.quant.params import QParams, from_range, from_weight
-from graphopt.quant.units import Unit, Units
+from graphopt.quant.units import Unit, Units, outputs
 
-__all__ = ["Range", "activation_params", "as_bias", "channel_axis", "quantize_weight"]
+__all__ = ["Range", "activation_params", "as_bias", "fit_bias", "quantize_weight", "to_observe"]
 
 Range = tuple[float, float]
 
@@ -50,17 +50,22 @@ def activation_params(units: Units, ranges: Mapping[str, Range]) -> dict[str, QP
                 np.asarray(given[0], np.float32), np.asarray(given[1], form.dtype), form
             )
         else:
-            bounds = [
-                ranges[v.name or ""] if v.name in ranges else _of_constant(v) for v in members
-            ]
+            bounds = [ranges[v.name or ""] for v in members if v.name in ranges]
+            bounds += [_of_constant(v) for v in members if ir.const(v) is not None]
             found = from_range(min(b[0] for b in bounds), max(b[1] for b in bounds), form)
         params |= {v.name or "": found for v in members}
     return params
 
 
+def to_observe(units: Units) -> list[ir.Value]:
+    """Activations whose ranges have to be observed: all but what only moves elements of others."""
+    moved = {v for unit in units if unit.moves for v in outputs(unit)}
+    return [v for v in units.tensors() if v not in moved and ir.const(v) is None]
+
+
 def _of_constant(value: ir.Value) -> Range:
     data = ir.array(value)
-    assert data is not None, f"%{value.name} was not observed"
+    assert data is not None
     return float(data.min(initial=0)), float(data.max(initial=0))
 
 
