@@ -96,6 +96,7 @@ def make(source: Path, calib: list[dict[str, Any]], folder: Path, ablate: bool) 
     import graphopt
     from graphopt import ir
     from graphopt.quant.products import quantize_products, quantize_tables
+    from graphopt.quant.residuals import keep_normalizations
     from graphopt.rewrite import Rewriter
 
     files: dict[str, Path] = {}
@@ -133,8 +134,13 @@ def make(source: Path, calib: list[dict[str, Any]], folder: Path, ablate: bool) 
             lambda rw: quantize_products(rw, None, calib, correct_bias=False),
         )
         write("+ bias correction", lambda rw: quantize_products(rw, None, calib))
-    # With int8 tables, all there is.
-    write("graphopt", lambda rw: (quantize_products(rw, None, calib), quantize_tables(rw)))
+
+    def everything(rw: Rewriter) -> None:
+        quantize_products(rw, None, calib)
+        quantize_tables(rw)
+        keep_normalizations(rw)
+
+    write("graphopt", everything)
     return files
 
 

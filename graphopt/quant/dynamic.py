@@ -28,6 +28,8 @@ Array = np.ndarray[Any, Any]
 
 _MICROSOFT = "com.microsoft"
 _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
+# Products of 8-bit numbers that int32 holds the sum of, whatever they are.
+_DEPTH = (2**31 - 1) // (255 * 255)
 
 
 def dynamic_obstacle(node: ir.Node) -> str | None:
@@ -288,8 +290,16 @@ def _matmul(node: ir.Node) -> str | None:
     weight = ir.const(node.inputs[1])
     if weight is None:
         return "its weight is not constant"
-    if len(weight.shape.numpy()) != 2:
+    shape = tuple(int(d) for d in weight.shape.numpy())
+    if len(shape) != 2:
         return "its weight is not a matrix"
+    if not all(shape):
+        return "its weight is empty"
+    depth = shape[1] if node.op_type == "Gemm" and ir.attr(node, "transB", 0) else shape[0]
+    if depth > _DEPTH:
+        return f"sums of {depth} products may not fit into int32"
+    if not np.isfinite(weight.numpy().astype(np.float32, copy=False)).all():
+        return "its weight is not finite"
     return None
 
 

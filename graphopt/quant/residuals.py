@@ -1,8 +1,8 @@
 """Keeping ONNX Runtime from a fusion that its CPU kernels are slower with.
 
 ONNX Runtime fuses a residual Add and the LayerNormalization behind it into SkipLayerNormalization,
-wherever it knows that both inputs have the same shape. Its CPU kernel takes several times as long as
-the two did (1.32 on x86-64: 215 against 32 microseconds for 128 x 384), which is much of what
+wherever it knows that both inputs have the same shape. Its CPU kernel takes several times as long
+as the two did (1.32 on x86-64: 215 against 32 microseconds for 128 x 384), which is much of what
 integer products gain. It looks for Add; Sum of two inputs computes the same bits.
 """
 
@@ -20,8 +20,8 @@ _BROADCASTS = 8
 def keep_normalizations(rw: Rewriter) -> int:
     """Write a residual Add as Sum where a layer normalization reads it.
 
-    The normalization may be a LayerNormalization or its steps, which ONNX Runtime recognizes. An Add
-    of a constant stays: it is a bias, which products take.
+    The normalization may be a LayerNormalization or its steps, which ONNX Runtime recognizes. An
+    Add of a constant stays: it is a bias, which products take.
 
     Args:
         rw: Rewriter of the model. The model computes the same bits afterwards.

@@ -213,14 +213,18 @@ def test_graphs_do_not_share_what_the_other_may_not_compute() -> None:
         ("y = MatMul(x, v)", 17, "its weight is not constant"),
         ("y = MatMul(x, t)", 17, "its weight is not a matrix"),
         ("y = Gemm<transA=1>(x, w)", 17, "reads its input transposed"),
+        ("y = MatMul(x, nan)", 17, "not finite"),
+        ("y = MatMul(x, empty)", 17, "its weight is empty"),
+        ("y = MatMul(long, deep)", 17, "sums of 40000 products may not fit"),
         ("y = MatMul(x, w)", 10, "opset 10 has no DynamicQuantizeLinear"),
         ("h = Cast<to=10>(x) y = MatMul(h, k)", 17, "32-bit floats only"),
     ],
 )
 def test_obstacles(body: str, opset: int, why: str) -> None:
     model = build(
-        f"g (float[4,4] x, float[4,3] v) => (float y) {{ {body} }}",
-        opset, w=(4, 3), t=(2, 4, 3), k=np.ones((4, 3), np.float16),
+        f"g (float[4,4] x, float[4,3] v, float[1,40000] long) => (float y) {{ {body} }}",
+        opset, w=(4, 3), t=(2, 4, 3), k=np.ones((4, 3), np.float16), empty=(4, 0),
+        nan=np.full((4, 3), np.nan, np.float32), deep=np.ones((40000, 1), np.float32),
     )  # fmt: skip
     assert why in (dynamic_obstacle(model.graph[-1]) or "")
 
