@@ -7,6 +7,7 @@ and every process; counts are integers. Merging is exact, and its order does not
 
 from __future__ import annotations
 
+import mmap
 import sys
 from typing import Any, TypeAlias
 
@@ -45,7 +46,8 @@ class Histogram(Observer):
 
     def __init__(self) -> None:
         self.min, self.max, self.count = np.inf, -np.inf, 0
-        self._pages = np.empty(0, np.int16)  # in increasing order
+        # Row of each page in the table of counts, in increasing order; -1 for pages not in use.
+        self._rows = np.full(_PAGES, -1, np.int16)
         self._counts: _Counts = np.empty((0, _PAGE), np.int64)
 
     def update(self, array: Array) -> None:
@@ -70,21 +72,25 @@ class Histogram(Observer):
         counts = np.concatenate([counts, np.zeros(-counts.size % _PAGE, np.int64)])
         table = counts.reshape(-1, _PAGE)
         used = np.flatnonzero(table.any(axis=1))
-        self._add(used.astype(np.int16), table[used])
+        self._add(used, table[used])
 
     def merge(self, other: Histogram) -> None:
         """See the base class."""
         self.min, self.max = min(self.min, other.min), max(self.max, other.max)
         self.count += other.count
-        self._add(other._pages, other._counts)
+        self._add(np.flatnonzero(other._rows >= 0), other._counts)
 
-    def _add(self, pages: np.ndarray[Any, np.dtype[np.int16]], counts: _Counts) -> None:
-        if not np.isin(pages, self._pages).all():
-            grown = np.union1d(self._pages, pages).astype(np.int16)
-            room = np.zeros((grown.size, _PAGE), np.int64)
-            room[np.searchsorted(grown, self._pages)] = self._counts
-            self._pages, self._counts = grown, room
-        self._counts[np.searchsorted(self._pages, pages)] += counts
+    def _add(self, pages: np.ndarray[Any, np.dtype[np.intp]], counts: _Counts) -> None:
+        rows = self._rows[pages]
+        if (rows < 0).any():
+            old = np.flatnonzero(self._rows >= 0)
+            self._rows[pages] = 0
+            used = np.flatnonzero(self._rows >= 0)
+            self._rows[used] = np.arange(len(used))
+            room = _off_heap(len(used))
+            room[self._rows[old]] = self._counts
+            self._counts, rows = room, self._rows[pages]
+        self._counts[rows] += counts
 
     def bins(self) -> Bins:
         """The bins that are not empty, by increasing value.
@@ -93,7 +99,8 @@ class Histogram(Observer):
             Lower ends, upper ends (both float64, within ``min`` and ``max``) and counts (int64).
             Zero is a bin without width: all else that the format puts there is below 1e-40.
         """
-        index = (self._pages.astype(np.int64)[:, None] * _PAGE + np.arange(_PAGE)).reshape(-1)
+        pages = np.flatnonzero(self._rows >= 0).astype(np.int64)
+        index = (pages[:, None] * _PAGE + np.arange(_PAGE)).reshape(-1)
         counts = self._counts.reshape(-1)
         index, counts = index[counts > 0], counts[counts > 0]
         near = _value(index)
@@ -103,6 +110,17 @@ class Histogram(Observer):
         order = np.lexsort((high, low))
         low, high = np.clip(low, self.min, self.max), np.clip(high, self.min, self.max)
         return low[order], high[order], counts[order]
+
+
+def _off_heap(rows: int) -> _Counts:
+    """Counters, all zero, outside of the heap.
+
+    They are made while outputs of a model are alive and outlive them. On the heap they would take a
+    little of the room that each output leaves, so that the next one would need room elsewhere: in
+    the end twice the memory.
+    """
+    memory = mmap.mmap(-1, max(1, rows) * _PAGE * np.dtype(np.int64).itemsize)
+    return np.frombuffer(memory, np.int64, rows * _PAGE).reshape(rows, _PAGE)
 
 
 def _value(index: _Counts) -> _Floats:

@@ -197,12 +197,15 @@ class ChannelStats(Observer):
         self, low: _Float64, high: _Float64, total: _Float64, squares: _Float64, count: int
     ) -> None:
         if not self.count:
-            self.min, self.max, self.sum, self.squares = low, high, total, squares
+            self.min, self.max = low.copy(), high.copy()
+            self.sum, self.squares = total.copy(), squares.copy()
         elif len(low) != len(self.min):
             raise CalibrationError(f"has {len(low)} channels, it had {len(self.min)} before")
         else:
-            self.min, self.max = np.minimum(self.min, low), np.maximum(self.max, high)
-            self.sum, self.squares = self.sum + total, self.squares + squares
+            np.minimum(self.min, low, out=self.min)
+            np.maximum(self.max, high, out=self.max)
+            self.sum += total
+            self.squares += squares
         self.count += count
 
 
