@@ -6,7 +6,6 @@ from graphopt import (
     Context,
     Exactness,
     Match,
-    NotApplicable,
     Op,
     Replacement,
     RewritePass,
@@ -17,6 +16,7 @@ from graphopt import (
     rule,
 )
 from graphopt.passes.quantize._grids import read, same
+from graphopt.passes.quantize._scheme import static_scheme
 from graphopt.targets import Scheme
 
 __all__ = ["DropQdq"]
@@ -75,7 +75,5 @@ class DropQdq(RewritePass):
 
     def rules_for(self, ctx: Context) -> tuple[Rule, ...]:
         """The rule, about the kernels of the target."""
-        scheme = ctx.target.scheme
-        if scheme is None:
-            raise NotApplicable(f"target {ctx.target.name} has no integer scheme")
+        scheme = static_scheme(ctx)
         return _rules(scheme)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from graphopt import Context, Exactness, NotApplicable, Pass, ir
+from graphopt import Context, Exactness, Pass, ir
 from graphopt.calibration import MinMax, collect
 from graphopt.passes.quantize._grids import Grid, is_dequantize, is_quantize, pair, read
+from graphopt.passes.quantize._scheme import static_scheme
 from graphopt.quant.params import from_range
 from graphopt.targets import IntegerKernel, Scheme
 
@@ -47,9 +48,7 @@ class PlaceQdq(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Find what is missing, learn the ranges that nobody knows, and insert it."""
-        scheme = ctx.target.scheme
-        if scheme is None:
-            raise NotApplicable(f"target {ctx.target.name} has no integer scheme")
+        scheme = static_scheme(ctx)
         plan = _Plan(model, scheme, lambda why: ctx.decline(_NAME, why))
         plan.complete(calibrated=ctx.data is not None)
         grids = {v: _known_grid(v) for v in plan.missing}

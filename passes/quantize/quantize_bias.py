@@ -26,6 +26,7 @@ from graphopt.passes.quantize._grids import (
     read,
     same,
 )
+from graphopt.passes.quantize._scheme import static_scheme
 
 __all__ = ["QuantizeBias"]
 
@@ -101,7 +102,6 @@ class QuantizeBias(RewritePass):
 
     def rules_for(self, ctx: Context) -> tuple[Rule, ...]:
         """The rule, where the target wants integers."""
-        scheme = ctx.target.scheme
-        if scheme is None or scheme.bias != "int32":
+        if static_scheme(ctx).bias != "int32":
             raise NotApplicable(f"target {ctx.target.name} does not want integer biases")
         return (Rule("quantize-bias", _linear, quantize_bias),)

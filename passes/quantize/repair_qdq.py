@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from graphopt import Context, Exactness, NotApplicable, Pass, RewriteStats, Rule, apply_rules, ir
+from graphopt import Context, Exactness, Pass, RewriteStats, Rule, apply_rules, ir
 from graphopt.passes.quantize._clips import clip_rules
 from graphopt.passes.quantize._moves import move_rules
 from graphopt.passes.quantize._relabel import relabel_rules
+from graphopt.passes.quantize._scheme import static_scheme
 from graphopt.passes.quantize._spelling import SPELLING
 from graphopt.passes.quantize._weights import weight_rules
 
@@ -30,7 +31,7 @@ class RepairQdq(Pass):
 
     Exactness: BITWISE
 
-    Needs: a target with a scheme
+    Needs: a target with kernels for static quantization
 
     Options: none
 
@@ -68,9 +69,7 @@ class RepairQdq(Pass):
 
     def _phases(self, ctx: Context) -> tuple[tuple[Rule, ...], ...]:
         """Later kinds of rules read what earlier ones wrote."""
-        scheme = ctx.target.scheme
-        if scheme is None:
-            raise NotApplicable(f"target {ctx.target.name} has no integer scheme")
+        scheme = static_scheme(ctx)
         on_integers = ctx.target.providers[0] == "CPUExecutionProvider"
         return (
             SPELLING,

@@ -256,9 +256,14 @@ def test_other_types_stay(check: Check) -> None:
     check(RepairQdq(), PAIR.replace("int8 z", "int16 z"), None, opset=21)
 
 
+def test_weight_only_targets_take_no_quantized_activations(check: Check) -> None:
+    result = check(RepairQdq(), PAIR, None, target="cuda")
+    assert "target cuda has no kernels" in str(result.report.passes[0].reason)
+
+
 def test_needs_a_scheme() -> None:
     model = ir.parse_text(f'<ir_version: 10, opset_import: ["": 17]>\ng {PAIR}')
     target = dataclasses.replace(get("cpu"), name="floating", scheme=None)
     result = PassManager(RepairQdq(), target=target).run(model)
     assert not result.report.changed
-    assert "target floating has no integer scheme" in str(result.report.passes[0].reason)
+    assert "target floating has no kernels" in str(result.report.passes[0].reason)
