@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ __all__ = ["Product", "quantize_products", "quantize_tables"]
 Array = np.ndarray[Any, Any]
 Data = Samples | Iterable[Mapping[str, Any]]
 
+# Bytes of Gram matrices that are collected at a time; workers hold copies of them.
+_BUDGET = 48 << 20
 # Share of its squared largest value that counts as the least mean square of an input. Without it,
 # weights of inputs that are large in few samples would be sacrificed for all others.
 _PEAKS = 0.01
@@ -92,43 +94,33 @@ def quantize_products(
         and n.graph is rw.model.graph
         and dynamic_obstacle(n) is None
     ]  # fmt: skip
-    names = [(n.outputs[0].name or "", n.inputs[0].name or "") for n in chosen]  # type: ignore[union-attr]
+    names = [(n.outputs[0].name or "", _input(n)) for n in chosen]
     smoothed: dict[str, Smoothed] = {}
-    grams: dict[str, Gram] = {}
-    spans: dict[str, BatchRanges] = {}
-    if data is not None and chosen:
+    rounded: list[_Rounded] = []
+    method = _Method(limits, per_channel, rounding == "gram", correct_bias)
+    if data is None:
+        rounded = [_round(node, method) for node in chosen]
+    elif chosen:
         samples = data if isinstance(data, Samples) else from_batches(data, rw.model)
 
-        def look(*make: Observer) -> dict[str, list[Any]]:
-            watch = {str(n.inputs[0].name): make for n in chosen}  # type: ignore[union-attr]
+        def look(part: list[ir.Node], *make: Observer) -> dict[str, list[Any]]:
+            watch = {_input(n): make for n in part}
             return dict(collect(rw.model, watch, samples, executor=executor, cache=cache))
 
-        seen = look(ChannelStats(-1), BatchRanges())
-        channels = {n.inputs[0]: Channels.of(*seen[str(n.inputs[0].name)]) for n in chosen}  # type: ignore[union-attr]
+        seen = look(chosen, ChannelStats(-1), BatchRanges())
+        channels = {n.inputs[0]: Channels.of(*seen[_input(n)]) for n in chosen}
         done = smooth(rw, chosen, channels, limits=limits, least=least)  # type: ignore[arg-type]
         smoothed = {v.name or "": d for v, d in done.items()}
-        again = look(Gram(), BatchRanges())
-        grams = {name: found[0] for name, found in again.items()}
-        spans = {name: found[1] for name, found in again.items()}
+        for part in _parts(chosen):
+            found = look(part, Gram(), BatchRanges())
+            rounded += [_round(node, method, *found[_input(node)]) for node in part]
     result = []
-    for node, (name, read) in zip(chosen, names, strict=True):
-        x = str(node.inputs[0].name)  # type: ignore[union-attr]
-        weight = _weight(node)
-        scale = weight_scales(weight, limits)
-        if not per_channel:
-            scale = np.full_like(scale, scale.max(initial=0))
-        gram, snr = grams.get(x), None
-        matrix = gram.moments(peaks=_PEAKS) if gram is not None and rounding == "gram" else None
-        integers = round_weights(weight, scale, limits, matrix)
-        if gram is not None:
-            snr = _snr(weight, integers * scale, gram, spans[x])
-            if correct_bias:
-                # A product without a bias keeps the shift of its means: a node would cost time.
-                moved = _alpha(node) * mean_shift(weight, integers, scale, gram.mean[0])
-                add_to_output(rw, node, -moved)
-        steps = scale[:, 0] if per_channel else scale[0, 0]
-        quantize_dynamic(rw, node, integers.T.astype(np.int8), np.asarray(steps))
-        result.append(Product(name, read, smoothed.get(read), snr))
+    for node, (name, read), new in zip(chosen, names, rounded, strict=True):
+        if new.moved is not None:
+            # A product without a bias keeps the shift of its means: a node would cost time.
+            add_to_output(rw, node, -new.moved)
+        quantize_dynamic(rw, node, new.integers, new.scale)
+        result.append(Product(name, read, smoothed.get(read), new.snr))
     return result
 
 
@@ -173,16 +165,77 @@ def quantize_tables(
     return tables
 
 
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    limits: tuple[int, int]
+    per_channel: bool
+    gram: bool
+    correct_bias: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounded:
+    """A weight ``[in, out]`` in integers, and how far it moves the means of what is computed."""
+
+    integers: Array
+    scale: Array
+    moved: Array | None
+    snr: float | None
+
+
+def _round(
+    node: ir.Node, method: _Method, gram: Gram | None = None, spans: BatchRanges | None = None
+) -> _Rounded:
+    weight = _weight(node)
+    scale = weight_scales(weight, method.limits)
+    if not method.per_channel:
+        scale = np.full_like(scale, scale.max(initial=0))
+    moments = gram.moments(peaks=_PEAKS) if gram is not None and method.gram else None
+    integers = round_weights(weight, scale, method.limits, moments)
+    moved = snr = None
+    if gram is not None and spans is not None:
+        snr = _snr(weight, integers * scale, gram, spans)
+        if method.correct_bias:
+            alpha = float(ir.attr(node, "alpha", 1.0)) if node.op_type == "Gemm" else 1.0
+            moved = alpha * mean_shift(weight, integers, scale, gram.mean[0])
+    steps = scale[:, 0] if method.per_channel else scale[0, 0]
+    return _Rounded(integers.T.astype(np.int8), np.asarray(steps), moved, snr)
+
+
+def _parts(nodes: list[ir.Node]) -> Iterator[list[ir.Node]]:
+    """Neighbours whose Gram matrices fit into the budget together, in order."""
+    part: list[ir.Node] = []
+    used: dict[str, int] = {}
+    for node in nodes:
+        columns = _weight_columns(node)
+        used.setdefault(_input(node), 8 * columns * columns)
+        if part and sum(used.values()) > _BUDGET:
+            yield part
+            part, used = [], {_input(node): 8 * columns * columns}
+        part.append(node)
+    if part:
+        yield part
+
+
+def _input(node: ir.Node) -> str:
+    value = node.inputs[0]
+    assert value is not None
+    return value.name or ""
+
+
+def _weight_columns(node: ir.Node) -> int:
+    tensor = ir.const(node.inputs[1])
+    assert tensor is not None
+    turned = node.op_type == "Gemm" and ir.attr(node, "transB", 0)
+    return int(tensor.shape.numpy()[1 if turned else 0])
+
+
 def _weight(node: ir.Node) -> Array:
     """``[out, in]`` of a MatMul or Gemm."""
     data = ir.array(node.inputs[1])
     assert data is not None
     turned = node.op_type == "Gemm" and ir.attr(node, "transB", 0)
     return (data if turned else data.T).astype(np.float64)
-
-
-def _alpha(node: ir.Node) -> float:
-    return float(ir.attr(node, "alpha", 1.0)) if node.op_type == "Gemm" else 1.0
 
 
 def _snr(weight: Array, rounded: Array, gram: Gram, spans: BatchRanges) -> float:
