@@ -110,6 +110,17 @@ def quark_style(source: Path, calibration: Path, output: Path) -> None:
     onnx.save(model, output)
 
 
+def nncf(source: Path, calibration: Path, output: Path) -> None:
+    """NNCF's default post-training quantization, activations partly asymmetric."""
+    import nncf as tool
+    import onnx
+
+    images, name = np.load(calibration), _input(source)
+    dataset = tool.Dataset([images[i : i + 1] for i in range(len(images))], lambda x: {name: x})
+    preset = tool.QuantizationPreset.MIXED
+    onnx.save(tool.quantize(onnx.load(source), dataset, preset=preset), output)
+
+
 def modelopt(source: Path, calibration: Path, output: Path) -> None:
     """NVIDIA ModelOpt's int8, for TensorRT."""
     import modelopt.onnx.quantization as tool
@@ -165,7 +176,7 @@ def modelopt_style(source: Path, calibration: Path, output: Path) -> None:
 
 TOOLS: dict[str, Callable[[Path, Path, Path], None]] = {
     each.__name__: each
-    for each in (ort_s8s8, ort_u8s8, ort_w4, quark, quark_style, modelopt, modelopt_style)
+    for each in (ort_s8s8, ort_u8s8, ort_w4, quark, quark_style, nncf, modelopt, modelopt_style)
 }
 
 

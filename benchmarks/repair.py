@@ -31,12 +31,14 @@ from _common import (
     write_json,
 )
 
-# What is measured, its names in _foreign.py (the tool itself, its manner), the bar at batch 32.
+# What is measured, its names in _foreign.py (the tool, and its manner if that is there, too), the
+# bar at batch 32.
 STYLES = {
     "ORT U8S8": ("ort_u8s8", "ort_u8s8", None),
     "ORT S8S8": ("ort_s8s8", "ort_s8s8", 1.8),
     "Quark A8W8": ("quark", "quark_style", 1.8),
     "ModelOpt int8": ("modelopt", "modelopt_style", None),
+    "NNCF mixed": ("nncf", None, None),
     "ORT W4A8": ("ort_w4", "ort_w4", None),
 }
 BATCHES = (1, 32)
@@ -48,7 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument("--models", default="resnet20", help="comma-separated model names")
     args.add_argument("--target", default="cpu-x64", help="what the models are repaired for")
     args.add_argument(
-        "--peer", action="append", default=[], help="NAME=PYTHON: quark or modelopt, interpreter"
+        "--peer",
+        action="append",
+        default=[],
+        help="NAME=PYTHON: quark, modelopt or nncf, interpreter",
     )
     args.add_argument("--images", type=int, default=5000, help="validation images")
     args.add_argument("--seconds", type=float, default=10.0, help="of timing per model and batch")
@@ -67,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         for model in names(options.models):
             rows += measure(model, data, folder, peers, calibration, validation, options)
     print(report(rows))
-    write_json(options.json, {"environment": environment(), "rows": rows})
+    write_json(options.json, {"environment": environment(["pillow"]), "rows": rows})
     return int(any(row["missed"] for row in rows))
 
 
@@ -105,9 +110,12 @@ def measure(
     files = {"fp32": fp32}
     found: dict[str, dict[str, Any]] = {}
     for style, (tool, manner, bar) in STYLES.items():
-        made = folder / f"{model}-{manner}.onnx"
-        python = peers.get(tool, sys.executable)
         name = tool if tool in peers else manner
+        if name is None:
+            print(f"skipped: {style} needs --peer {tool}=PYTHON")
+            continue
+        made = folder / f"{model}-{name}.onnx"
+        python = peers.get(name, sys.executable)
         script = [python, HERE / "_foreign.py", name, fp32, folder / "calibration.npy", made]
         child = run_child(script, timeout=900)
         if not made.exists():

@@ -6,6 +6,7 @@ from graphopt.passes.quantize.lower_qdq import LowerQdq
 from graphopt.passes.quantize.pad_channels import PadChannels
 from graphopt.passes.quantize.place_qdq import PlaceQdq
 from graphopt.passes.quantize.quantize_bias import QuantizeBias
+from graphopt.passes.quantize.quantize_int8 import QuantizeInt8
 from graphopt.passes.quantize.repair_qdq import RepairQdq
 from graphopt.passes.quantize.widen_qdq import WidenQdq
 
@@ -16,6 +17,7 @@ __all__ = [
     "PadChannels",
     "PlaceQdq",
     "QuantizeBias",
+    "QuantizeInt8",
     "RepairQdq",
     "WidenQdq",
 ]

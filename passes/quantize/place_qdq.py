@@ -83,31 +83,30 @@ class _Plan:
     """The values that are to go through a quantizer, in the order they were found."""
 
     def __init__(self, model: ir.Model, scheme: Scheme, decline: Callable[[str], None]) -> None:
-        self.nodes = [n for n in model.graph if not (is_quantize(n) or is_dequantize(n))]
-        self.scheme, self.decline = scheme, decline
+        self.graph, self.scheme, self.decline = model.graph, scheme, decline
         self.missing: dict[ir.Value, None] = {}
 
     def complete(self, calibrated: bool) -> None:
-        """Look at all nodes until nothing new is missing: one may quantize another's input."""
+        """Look at all nodes, and again at those next to a value that is to get a quantizer."""
         refused: dict[ir.Node, str] = {}
-        before = -1
-        while before != len(self.missing):
-            before = len(self.missing)
-            for node in self.nodes:
-                kernel = self.scheme.kernel(node)
-                if isinstance(kernel, str) or kernel.passes_through:
-                    continue
-                found = self._needs(node, kernel)
-                if (
-                    isinstance(found, list)
-                    and not calibrated
-                    and any(_known_grid(v) is None for v in found)
-                ):
-                    found = "no calibration data tells the range of a value that nobody quantized"
-                if isinstance(found, str):
-                    refused[node] = found
-                else:
-                    self.missing.update(dict.fromkeys(found))
+        pending = list(self.graph)[::-1]
+        while pending:
+            node = pending.pop()
+            kernel = self.scheme.kernel(node)
+            if isinstance(kernel, str) or kernel.passes_through or node.graph is not self.graph:
+                continue
+            found = self._needs(node, kernel)
+            if isinstance(found, str):
+                refused[node] = found
+                continue
+            if not calibrated and any(_known_grid(v) is None for v in found):
+                refused[node] = "no calibration data tells the range of a value nobody quantized"
+                continue
+            refused.pop(node, None)
+            for value in found:
+                if value not in self.missing:
+                    self.missing[value] = None
+                    pending.extend(_neighbours(value))
         for why in refused.values():
             self.decline(why)
 
@@ -144,6 +143,15 @@ def _at(node: ir.Node, position: int | None) -> ir.Value | None:
 def _is_dequantized_constant(value: ir.Value) -> bool:
     node = value.producer()
     return node is not None and is_dequantize(node) and ir.const(node.inputs[0]) is not None
+
+
+def _neighbours(value: ir.Value) -> list[ir.Node]:
+    """The nodes that read a value, and the one that computes it but for a Relu or Clip."""
+    found = [use.node for use in value.uses()]
+    node = value.producer()
+    while node is not None and node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return found if node is None else [*found, node]
 
 
 def _behind_clips(value: ir.Value) -> ir.Value:
