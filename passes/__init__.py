@@ -41,6 +41,7 @@ from graphopt.passes.quantize import (
     PadChannels,
     PlaceQdq,
     QuantizeBias,
+    QuantizeInt8,
     RepairQdq,
     WidenQdq,
 )
@@ -78,6 +79,7 @@ PASSES = (
     ConvertOpset,
     LowerOps,
     ConvertFp16,
+    QuantizeInt8,
     RepairQdq,
     PlaceQdq,
     WidenQdq,

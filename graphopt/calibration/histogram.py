@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+import threading
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,9 +27,9 @@ Bins: TypeAlias = tuple[_Floats, _Floats, _Counts]
 # Bins of one sign and exponent make a page; few of the 512 pages are ever in use.
 _PAGE = 128
 _PAGES = 2**16 // _PAGE
-# Elements counted at a time: their indices as int64, which NumPy counts, fit into a second-level
-# cache, and emptying the counters costs little beside them.
-_CHUNK = 1 << 17
+_NEGATIVE = _PAGES // 2
+# Elements counted at a time: their indices as int64 are to fit into a second-level cache.
+_CHUNK = 1 << 15
 _UPPER = 1 if sys.byteorder == "little" else 0
 
 
@@ -63,16 +64,17 @@ class Histogram(Observer):
         self.min, self.max = min(self.min, low), max(self.max, high)
         self.count += values.size
         upper = values.reshape(-1).view(np.uint16)[_UPPER::2]
-        counts = np.zeros(0, np.int64)
+        table = _scratch()
+        flat = table.reshape(-1)
         for start in range(0, upper.size, _CHUNK):
-            part = np.bincount(upper[start : start + _CHUNK])
-            if part.size > counts.size:
-                counts, part = part, counts
-            counts[: part.size] += part
-        counts = np.concatenate([counts, np.zeros(-counts.size % _PAGE, np.int64)])
-        table = counts.reshape(-1, _PAGE)
-        used = np.flatnonzero(table.any(axis=1))
+            np.add.at(flat, upper[start : start + _CHUNK], 1)
+        # Only pages up to the extremes can be in use; negative values have the upper half of them.
+        used = np.concatenate([
+            np.flatnonzero(table[: _page(high) + 1].any(axis=1)),
+            np.flatnonzero(table[_NEGATIVE : _NEGATIVE + _page(-low) + 1].any(axis=1)) + _NEGATIVE,
+        ])  # fmt: skip
         self._add(used, table[used])
+        table[used] = 0
 
     def merge(self, other: Histogram) -> None:
         """See the base class."""
@@ -110,6 +112,22 @@ class Histogram(Observer):
         order = np.lexsort((high, low))
         low, high = np.clip(low, self.min, self.max), np.clip(high, self.min, self.max)
         return low[order], high[order], counts[order]
+
+
+_local = threading.local()
+
+
+def _scratch() -> _Counts:
+    """Counters of all pages, all zero, of which each thread has its own."""
+    found: _Counts | None = getattr(_local, "counts", None)
+    if found is None:
+        found = _local.counts = _off_heap(_PAGES)
+    return found
+
+
+def _page(magnitude: float) -> int:
+    """The page of a value of positive sign; the first one for others."""
+    return int(np.float32(max(0.0, magnitude)).view(np.uint32)) >> 23
 
 
 def _off_heap(rows: int) -> _Counts:

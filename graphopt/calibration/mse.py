@@ -114,9 +114,9 @@ def _coarser(seen: Histogram, step: float) -> tuple[_Floats, _Floats, _Floats]:
 
     Args:
         seen: The values.
-        step: Step of the grid over the full range. Bins above it are put together to a quarter of
-            it, smaller ones to eighths of octaves, since candidates may have smaller steps; what
-            every candidate rounds to zero, to one bin of the same sum of squares.
+        step: Step of the grid over the full range. Bins above it are put together to half of it,
+            smaller ones to eighths of octaves, since candidates may have smaller steps; what every
+            candidate rounds to zero, to one bin of the same sum of squares.
     """
     low, high, counts = seen.bins()
     weights = counts.astype(np.float64)
@@ -126,7 +126,7 @@ def _coarser(seen: Histogram, step: float) -> tuple[_Floats, _Floats, _Floats]:
     rest = ~tiny
     a, b, w, m, size = low[rest], high[rest], weights[rest], middle[rest], size[rest]
     octave = np.sign(m) * np.floor(8 * np.log2(size / (step * _NEGLIGIBLE)) + 1)
-    group = np.where(size < step, octave, np.floor(4 * m / step) + np.sign(m) * 1000)
+    group = np.where(size < step, octave, np.floor(2 * m / step) + np.sign(m) * 1000)
     starts = np.flatnonzero(np.diff(group, prepend=np.nan))
     if len(starts):
         ends = np.append(starts[1:], len(a)) - 1

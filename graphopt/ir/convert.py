@@ -60,7 +60,7 @@ def convert_opset(model: Model, version: int) -> Model:
         return True
 
     with gc_paused():
-        proto = to_proto(model, external=keep, hints=False)
+        proto = to_proto(model, external=keep)
         converted = _convert(proto, version, set(kept), relabel=_is_same(model, version))
         try:
             result = load(converted)
@@ -165,10 +165,10 @@ def function_body(node: Node) -> Model | None:
     if schema is None or node.domain:
         return None
     proto = _ir.serde.serialize_node(node)
-    found = _body_of(schema, proto, node.inputs, version)
-    if found is None:
+    definition = _body_of(schema, proto, node.inputs, version)
+    if definition is None:
         return None
-    body, written = found
+    body, written = definition
     body.domain, body.name = _BODY, node.op_type
     del body.opset_import[:]
     body.opset_import.add(domain="", version=written)
@@ -195,7 +195,9 @@ def function_body(node: Node) -> Model | None:
     model.opset_import.add(domain="", version=written)
     model.opset_import.add(domain=_BODY, version=1)
     try:
-        return convert_opset(load(model), version)
+        found = load(model)
+        origin(found).outputs.clear()  # their types are inferred, not declared
+        return convert_opset(found, version)
     except FrontendError:  # not at this opset, or in a form that the IR does not take apart
         return None
 

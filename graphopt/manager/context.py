@@ -29,6 +29,7 @@ class Context:
         executor: Where calibration runs; None leaves the choice to it.
         cache: Folder where results of calibration are kept, or None.
         stats: Rewrites of the pass that is running; whole-model passes count theirs here.
+        details: What the running pass has to report as data, beyond remarks.
         inferred: Whether the running pass refreshed shapes, so that costs compare no more.
     """
 
@@ -46,6 +47,7 @@ class Context:
         self.executor, self.cache = executor, cache
         self.stats = RewriteStats()
         self.remarks: list[str] = []
+        self.details: dict[str, Any] = {}
         self._allow = allow
         self._stopped = False
         self._analyses: dict[object, Any] = {}
@@ -104,7 +106,7 @@ class Context:
 
     def begin(self) -> None:
         """Start the books of the next pass."""
-        self.stats, self.remarks = RewriteStats(), []
+        self.stats, self.remarks, self.details = RewriteStats(), [], {}
         self._rewriters = []
         self.inferred = False
 

@@ -81,6 +81,7 @@ class PassRecord:
         erased: Nodes removed because nothing used them any more.
         declined: How often a rule declined, by ``rule: reason``.
         remarks: What the pass had to say.
+        details: What it had to report as data; its documentation says what that is.
         error: Measured difference of the outputs from the original's, if the oracle ran.
     """
 
@@ -97,6 +98,7 @@ class PassRecord:
     erased: int = 0
     declined: dict[str, int] = dataclasses.field(default_factory=dict)
     remarks: list[str] = dataclasses.field(default_factory=list)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -130,6 +132,7 @@ class PassRecord:
             erased=data["erased"],
             declined=dict(data["declined"]),
             remarks=list(data["remarks"]),
+            details=dict(data.get("details", {})),  # reports of 0.1 had none
             error=data["error"],
         )
 

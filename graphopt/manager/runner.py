@@ -403,7 +403,7 @@ class _Attempt:
             text = str(e) if isinstance(e, PassFailed) else f"{type(e).__name__}: {e}"
             self.fail(each, ordinal, e, f"raised {text}")
         record.seconds = time.perf_counter() - start
-        record.remarks = list(ctx.remarks)
+        record.remarks, record.details = list(ctx.remarks), dict(ctx.details)
         record.declined = dict(ctx.stats.declined)
         record.rewrites = dict(ctx.stats.applied)
         record.erased = ctx.stats.erased

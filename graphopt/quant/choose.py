@@ -1,10 +1,10 @@
 """Which units compute on integers: the cheapest division of the graph, as a minimum cut.
 
-Every unit is on one of two sides, floating point or integer. A side costs what the unit takes there;
-a value that crosses from one side to the other costs its conversion, once, however many read it; and
-whatever is rounded costs the noise that it adds, at a price. All of these are cut edges of a flow
-network, so that the minimum over all divisions is found exactly (Greig, Porteous and Seheult, 1989;
-Kolmogorov and Zabih, "What Energy Functions Can Be Minimized via Graph Cuts?", 2004).
+Every unit is on one of two sides, floating point or integer. A side costs what the unit takes
+there; a value that crosses from one side to the other costs its conversion, once, however many read
+it; and whatever is rounded costs the noise that it adds, at a price. All of these are cut edges
+of a flow network, so that the minimum over all divisions is found exactly (Greig, Porteous and
+Seheult, 1989; Kolmogorov and Zabih, "What Energy Functions Can Be Minimized via Graph Cuts?", 2004).
 """
 
 from __future__ import annotations

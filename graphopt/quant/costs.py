@@ -20,7 +20,7 @@ from graphopt.runtime import Feeds, ort
 from graphopt.runtime.kernels import KernelTime, kernel_times
 from graphopt.targets import Target
 
-__all__ = ["Costs", "LatencyTable", "measure_costs", "shaped"]
+__all__ = ["Costs", "LatencyTable", "machine_name", "measure_costs"]
 
 _SAMPLES = (1 << 10, 1 << 14, 1 << 18)  # elements
 

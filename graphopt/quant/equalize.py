@@ -1,10 +1,10 @@
 """Making the channels of tensors alike, so that one scale serves all of them.
 
-A channel may be divided by a number that the weights which read it are multiplied by. Where channels
-share a scale, small ones gain by it; how much of that their weights lose again, which share scales
-as well, depends on the model. So the ways to divide are tried on samples, for one group of coupled
-channels after the other: what counts is the noise at the outputs when the activations of the group
-and the weights around it are rounded.
+A channel may be divided by a number that the weights which read it are multiplied by. Where
+channels share a scale, small ones gain by it; how much of that their weights lose again, which
+share scales as well, depends on the model. So the ways to divide are tried on samples, for one
+group of coupled channels after the other: what counts is the noise at the outputs when the
+activations of the group and the weights around it are rounded.
 
 References:
     Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019).
@@ -141,7 +141,9 @@ def observe_extents(
 
 def _extent(stats: ChannelStats, histogram: Histogram) -> Extent:
     low, high = np.minimum(stats.min, 0), np.maximum(stats.max, 0)
-    first, last = find_range([histogram], "percentile", levels=256, percentile=_PERCENTILE)
+    first, last = find_range(
+        [histogram], "percentile", levels=256, symmetric=False, percentile=_PERCENTILE
+    )
     kept = [
         end / whole if whole else 1.0
         for end, whole in ((min(first, 0.0), low.min()), (max(last, 0.0), high.max()))

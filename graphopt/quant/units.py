@@ -1,4 +1,4 @@
-"""What of a model could compute on integers: units, the tensors between them, and why not others."""
+"""What of a model could compute on integers: units, tensors between them, and why not others."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from graphopt.quant.units import Unit, Units
 
 __all__ = ["observer", "rounded"]
 
-# Rows of a batch that a Gram matrix takes in: there are many batches, and neighbouring patches of an
-# image say much the same.
+# Rows of a batch that a Gram matrix takes in: there are many batches, and neighbouring patches of
+# an image say much the same.
 _ROWS = 256
 _COLUMNS = 2304
 # Share of the squared peak of a column that counts as its energy: rare large inputs count, too.

@@ -44,6 +44,8 @@ class Target:
         providers: ONNX Runtime execution providers, the preferred one first.
         description: One line for people.
         provider_options: Options by provider.
+        processors: What ``platform.machine`` says, in lower case, on machines whose CPU is the
+            target; empty where it is something else.
         session: Session configuration entries that models are run with.
         optimize: Whether ONNX Runtime should optimize the graph before the provider gets it.
         opsets: Smallest and largest opset of the default domain.
@@ -66,6 +68,7 @@ class Target:
     providers: tuple[str, ...]
     description: str
     provider_options: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    processors: frozenset[str] = frozenset()
     session: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optimize: bool = True
     opsets: tuple[int, int] = (7, 26)

@@ -1,0 +1,172 @@
+"""Dynamic quantization of a model: which nodes, and the forms worth trying."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Collection
+from typing import Any
+
+from graphopt import ir
+from graphopt.calibration import Samples
+from graphopt.quant.dynamic import dynamic_obstacle, quantize_lstm
+from graphopt.quant.measure import Candidate
+from graphopt.quant.products import quantize_products, quantize_tables
+from graphopt.quant.residuals import keep_normalizations
+from graphopt.quant.rounding import round_weights, weight_scales
+from graphopt.quant.trial import Trial
+from graphopt.quant.units import matches
+from graphopt.rewrite import Rewriter
+from graphopt.targets import Scheme, Target
+
+__all__ = ["DynamicForm"]
+
+_MICROSOFT = "com.microsoft"
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+# Shares of the noisiest products that are left in floating point in the forms that are tried.
+_LEFT_OUT = (0.0, 0.05, 0.12, 0.25)
+
+Finish = Callable[[ir.Model], None]
+
+
+class DynamicForm:
+    """The nodes of a model that a target computes with activations quantized when they are seen.
+
+    Attributes:
+        names: Names of the values that these nodes compute; those of the main graph.
+    """
+
+    def __init__(
+        self, model: ir.Model, scheme: Scheme, target: Target, skip: tuple[str, ...] = ()
+    ) -> None:
+        """Find the nodes.
+
+        Args:
+            model: The model.
+            scheme: What the target has kernels for.
+            target: The target.
+            skip: Patterns of what stays as it is.
+        """
+        self.model, self.scheme, self.target, self.skip = model, scheme, target, skip
+        self.names = frozenset(
+            n.outputs[0].name or "" for n in model.graph if self.fits(n) and n.op_type in _PRODUCTS
+        )
+        self.recurrent = any(self.fits(n) and n.op_type == "LSTM" for n in ir.all_nodes(model))
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.names) or self.recurrent
+
+    def fits(self, node: ir.Node) -> bool:
+        """Whether a node has a dynamic form on the target."""
+        return (
+            not matches(node, self.skip)
+            and not isinstance(self.scheme.kernel(node, "dynamic"), str)
+            and dynamic_obstacle(node) is None
+            and (node.op_type != "LSTM" or _MICROSOFT in self.target.domains)
+        )
+
+    def write(
+        self,
+        model: ir.Model,
+        data: Samples | None,
+        *,
+        without: Collection[str] = (),
+        executor: concurrent.futures.Executor | None = None,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Quantize a copy of the model in place.
+
+        Args:
+            model: The copy; nodes that are gone from it are passed over.
+            data: Samples to smooth activations and round weights with, or None.
+            without: Names of products that stay as they are.
+            executor: Where samples run.
+            cache: Folder where observations are kept.
+        """
+        ir.infer_shapes(model)
+        rw = Rewriter(model)
+        chosen = [
+            n
+            for n in model.graph
+            if (name := n.outputs[0].name) in self.names
+            and name not in without
+            and n.op_type in _PRODUCTS
+        ]
+        granular = self.scheme.weight.granularity != "tensor"
+        quantize_products(
+            rw,
+            chosen,
+            data,
+            limits=self.scheme.weight.limits,
+            per_channel=granular,
+            executor=executor,
+            cache=cache,
+        )
+        for node in [n for n in ir.all_nodes(model) if n.op_type == "LSTM" and self.fits(n)]:
+            _recurrent(rw, node, self.scheme.weight.limits)
+        quantize_tables(rw)
+        if self.target.providers[0] == "CPUExecutionProvider":
+            keep_normalizations(rw)
+        rw.remove_initializers()
+
+    def written(
+        self, model: ir.Model, data: Samples | None, finish: Finish, **options: Any
+    ) -> ir.Model:
+        """A quantized copy of a model; see :meth:`write`."""
+        copy = ir.clone(model)
+        self.write(copy, data, **options)
+        finish(copy)
+        return copy
+
+    def candidates(
+        self,
+        trial: Trial,
+        data: Samples,
+        finish: Finish,
+        *,
+        executor: concurrent.futures.Executor | None = None,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> list[Candidate]:
+        """Forms with all products quantized, and with the noisiest left in floating point."""
+        noise = self.noise(trial) if len(self.names) > 1 else {}
+        order = sorted(noise, key=lambda n: -noise[n])
+        found, seen = [], set()
+        for share in _LEFT_OUT:
+            count = round(share * len(order))
+            if count in seen:
+                continue
+            seen.add(count)
+            model = self.written(
+                self.model, data, finish, without=order[:count], executor=executor, cache=cache
+            )
+            made = f"dynamic, {len(self.names) - count} of {len(self.names)} products"
+            found.append(Candidate(made, model))
+        return found
+
+    def noise(self, trial: Trial) -> dict[str, float]:
+        """Noise at the outputs from quantizing one product alone."""
+        names = sorted(self.names)
+
+        def build(name: str) -> ir.Model:
+            copy = ir.clone(self.model)
+            rw = Rewriter(copy)
+            node = next(n for n in copy.graph if n.outputs[0].name == name)
+            quantize_products(rw, [node], limits=self.scheme.weight.limits)
+            rw.remove_initializers()
+            return copy
+
+        return dict(zip(names, trial.noises(build, names), strict=True))
+
+
+def _recurrent(rw: Rewriter, node: ir.Node, limits: tuple[int, int]) -> None:
+    integers, scales = [], []
+    for value in node.inputs[1:3]:
+        data = ir.array(value)
+        assert data is not None
+        # A scale for each direction: the kernel is no faster, and no more accurate, with more.
+        flat = data.reshape(len(data), -1)
+        scale = weight_scales(flat, limits)
+        integers.append(round_weights(flat, scale, limits).astype("int8").reshape(data.shape))
+        scales.append(scale[:, 0])
+    quantize_lstm(rw, node, (integers[0], integers[1]), (scales[0], scales[1]))

@@ -1,0 +1,208 @@
+"""Quality and latency of forms of a model, and which of them to take."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt import ir
+from graphopt.quant.trial import Quality, Trial
+from graphopt.runtime import Feeds, Session, interleaved, open_session, provider_status
+from graphopt.targets import Target
+
+__all__ = ["Budget", "Candidate", "best", "judge", "race", "runs_here", "settings", "summary"]
+
+# A form has to be this much faster than the original to be worth it: below that it is noise.
+_GAIN = 0.98
+# What of the speed may be given up for accuracy where there is no budget.
+_SLACK = 1.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a quantized model has to keep of the original.
+
+    Attributes:
+        sqnr_db: Least ratio of signal to noise at the outputs.
+        drop: Largest share of predictions that may change, in percent.
+    """
+
+    sqnr_db: float | None = None
+    drop: float | None = None
+
+    def obstacle(self, quality: Quality) -> str | None:
+        """Why a quality is not within the budget, or None if it is."""
+        if self.sqnr_db is not None and quality.sqnr_db < self.sqnr_db:
+            return f"SQNR {quality.sqnr_db:.1f} dB is below {self.sqnr_db:g} dB"
+        if self.drop is not None and quality.agreement is not None:
+            changed = 100 * (1 - quality.agreement)
+            if changed > self.drop:
+                return f"{changed:.2f} % of the predictions change, more than {self.drop:g} %"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A form of the model and what was measured of it.
+
+    Attributes:
+        name: For people.
+        model: The form.
+        integer: Names of the nodes that compute on integers, of the static form.
+        ratio: Its time in units of the original's, the geometric mean over the inputs measured; NaN
+            where the target cannot be measured here.
+        slowest: The largest of these ratios.
+        quality: How well its outputs agree with the original's, or None.
+    """
+
+    name: str
+    model: ir.Model
+    integer: frozenset[str] = frozenset()
+    ratio: float = math.nan
+    slowest: float = math.nan
+    quality: Quality | None = None
+
+
+def runs_here(target: Target) -> str | None:
+    """Why latency on a target cannot be measured on this machine, or None if it can."""
+    provider = target.providers[0]
+    if target.processors and platform.machine().lower() not in target.processors:
+        return f"{target.name} is another processor than the one of this machine"
+    if provider == "CPUExecutionProvider":
+        return None if target.processors else f"{target.name} is for other runtimes"
+    found = provider_status(provider)
+    return None if found.ok else f"{provider} does not run here: {found.reason}"
+
+
+def settings(feeds: Feeds, model: ir.Model) -> list[Feeds]:
+    """Inputs to measure on: one sample, and the whole batch where it holds more.
+
+    Args:
+        feeds: A batch.
+        model: The model; a batch can be cut where the first dimension of all inputs is one symbol.
+    """
+    declared = [ir.dims(v) for v in ir.inputs(model)]
+    firsts = {d[0] if d else None for d in declared}
+    arrays = [v for v in feeds.values() if isinstance(v, np.ndarray)]
+    free = (
+        len(firsts) == 1 and not isinstance(next(iter(firsts)), int) and len(arrays) == len(feeds)
+    )
+    if not free or not arrays or any(a.ndim == 0 or len(a) < 2 for a in arrays):
+        return [feeds]
+    return [{name: v[:1] for name, v in feeds.items()}, feeds]
+
+
+def race(
+    original: ir.Model,
+    candidates: Sequence[Candidate],
+    inputs: Sequence[Feeds],
+    *,
+    target: Target,
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> list[Candidate]:
+    """Measure the candidates' latency against the original's, interleaved.
+
+    Args:
+        original: The model they are compared with.
+        candidates: Forms of it.
+        inputs: What to run; each counts alike.
+        target: Where to run.
+        threads: Threads within an operator.
+        seconds: Roughly how long to measure each candidate on each input.
+
+    Returns:
+        The candidates with their ratios.
+    """
+    ratios: list[list[float]] = [[] for _ in candidates]
+    models = {"original": original, **{str(i): c.model for i, c in enumerate(candidates)}}
+    with contextlib.ExitStack() as stack:
+        opened = {
+            name: stack.enter_context(_open(m, target, threads)) for name, m in models.items()
+        }
+        for feeds in inputs:
+            found = interleaved(
+                {n: (lambda s=s, f=feeds: s.run(f)) for n, s in opened.items()},  # type: ignore[misc]
+                seconds=seconds * len(models),
+                # Other programs do not count where one thread does the work.
+                clock=time.thread_time if threads == 1 else time.perf_counter,
+            )
+            for i, each in enumerate(ratios):
+                each.append(found[str(i)].ratio)
+    return [
+        dataclasses.replace(c, ratio=math.exp(math.fsum(map(math.log, r)) / len(r)), slowest=max(r))
+        for c, r in zip(candidates, ratios, strict=True)
+    ]
+
+
+def judge(candidates: Iterable[Candidate], trial: Trial) -> list[Candidate]:
+    """Compare the outputs of the candidates with the original's."""
+    return [dataclasses.replace(c, quality=trial.quality(c.model)) for c in candidates]
+
+
+def best(candidates: Sequence[Candidate], budget: Budget) -> tuple[Candidate | None, str]:
+    """Choose a candidate: the fastest within the budget.
+
+    Without a budget, the most accurate of those that are nearly as fast as the fastest. None of
+    them where none is faster than the original on every input.
+
+    Returns:
+        The candidate or None, and the reason in words.
+    """
+    measured = [c for c in candidates if not math.isnan(c.ratio)]
+    faster = [c for c in measured if c.slowest < _GAIN] if measured else list(candidates)
+    if not faster:
+        fastest = min(measured, key=lambda c: c.slowest, default=None)
+        if fastest is None:
+            return None, "there is nothing to quantize"
+        return None, (
+            f"its int8 form would not be faster than the original: {1 / fastest.slowest:.2f}x"
+        )
+    obstacles = {c.name: budget.obstacle(c.quality) for c in faster if c.quality is not None}
+    within = [c for c in faster if obstacles.get(c.name) is None]
+    if not within:
+        nearest = max(faster, key=lambda c: -math.inf if c.quality is None else c.quality.sqnr_db)
+        return None, f"no int8 form keeps within the budget: {obstacles[nearest.name]}"
+    if not measured:
+        return within[0], "its latency cannot be measured here"
+    limit = min(c.ratio for c in within) * _SLACK
+    if budget != Budget():
+        chosen = min(within, key=lambda c: c.ratio)
+    else:
+        near = [c for c in within if c.ratio <= limit]
+        chosen = max(near, key=lambda c: 0.0 if c.quality is None else c.quality.sqnr_db)
+    return chosen, f"{1 / chosen.ratio:.2f}x as fast as the original"
+
+
+def _open(model: ir.Model, target: Target, threads: int) -> Session:
+    return open_session(
+        model,
+        optimize=target.optimize,
+        threads=threads,
+        providers=target.with_options,
+        config=target.session,
+    )
+
+
+def summary(candidates: Iterable[Candidate]) -> list[dict[str, Any]]:
+    """The candidates as plain data."""
+    rows = []
+    for c in candidates:
+        q = c.quality
+        rows.append(
+            {
+                "name": c.name,
+                "speedup": None if math.isnan(c.ratio) else 1 / c.ratio,
+                "sqnr_db": None if q is None or math.isinf(q.sqnr_db) else q.sqnr_db,
+                "cosine": None if q is None else q.cosine,
+                "agreement": None if q is None else q.agreement,
+            }
+        )
+    return rows

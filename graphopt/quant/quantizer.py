@@ -1,0 +1,305 @@
+"""Post-training quantization of a model: everything from samples to the form that pays."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from graphopt import ir
+from graphopt.calibration import Samples
+from graphopt.errors import NotApplicable
+from graphopt.quant.choose import Division, cheapest
+from graphopt.quant.costs import Costs, LatencyTable, machine_name, measure_costs
+from graphopt.quant.dynamic_form import DynamicForm
+from graphopt.quant.explain import explain
+from graphopt.quant.measure import (
+    Budget,
+    Candidate,
+    best,
+    judge,
+    race,
+    runs_here,
+    settings,
+    summary,
+)
+from graphopt.quant.static import StaticForm, affordable_rows, observe, search, settle
+from graphopt.quant.trial import Trial
+from graphopt.quant.units import Units
+from graphopt.runtime import Feeds
+from graphopt.targets import Scheme, Target
+
+__all__ = ["Options", "Outcome", "quantize"]
+
+# Estimated seconds of inference for trying ranges and weights one by one.
+_SEARCH_SECONDS = 30.0
+# Forms that are measured whole: the fastest division and some that add less noise.
+_DIVISIONS = 6
+_QUALITY_ROWS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to quantize.
+
+    Attributes:
+        form: ``static``, ``dynamic`` (products whose activations are quantized when they are seen),
+            or ``auto``: what is faster, node by node.
+        method: How ranges of activations are found, and its options; None tries several.
+        rounding: Round weights by what their errors do to outputs, and correct biases.
+        equalize: Equalize the ranges of channels first.
+        measured: Let measured latency and noise choose which nodes to quantize; otherwise all that
+            have an integer kernel are.
+        skip: Glob patterns of names of nodes or values, and operators, that stay as they are.
+        budget: What has to be kept of the original.
+        threads: Threads within an operator, when latency is measured.
+    """
+
+    form: Literal["auto", "static", "dynamic"] = "auto"
+    method: tuple[str, Mapping[str, Any]] | None = None
+    rounding: bool = True
+    equalize: bool = True
+    measured: bool = True
+    skip: tuple[str, ...] = ()
+    budget: Budget = dataclasses.field(default_factory=Budget)
+    threads: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        model: The quantized model; None where the original is to be kept.
+        reason: Why this one, or why none, in a sentence.
+        details: Candidates, nodes and why they are as they are, as plain data.
+    """
+
+    model: ir.Model | None
+    reason: str
+    details: dict[str, Any]
+
+
+def quantize(
+    model: ir.Model,
+    target: Target,
+    scheme: Scheme,
+    data: Samples | None,
+    options: Options,
+    *,
+    finish: Callable[[ir.Model], None],
+    executor: concurrent.futures.Executor | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Outcome:
+    """Quantize a copy of a model for a target.
+
+    Args:
+        model: A model in normal form, with opset 13 or later.
+        target: Where it will run.
+        scheme: How the target wants it.
+        data: Samples of the model's inputs; without them only the dynamic form is possible.
+        options: How.
+        finish: Brings a quantized copy into the spelling that the target runs, in place.
+        executor: Where samples run.
+        cache: Folder where observations and measured times are kept.
+
+    Raises:
+        NotApplicable: There is nothing to quantize, or nothing to quantize it with.
+        CalibrationError: The data do not fit the model.
+    """
+    return _Quantizer(model, target, scheme, data, options, finish, executor, cache).run()
+
+
+class _Quantizer:
+    def __init__(
+        self,
+        model: ir.Model,
+        target: Target,
+        scheme: Scheme,
+        data: Samples | None,
+        options: Options,
+        finish: Callable[[ir.Model], None],
+        executor: concurrent.futures.Executor | None,
+        cache: str | os.PathLike[str] | None,
+    ) -> None:
+        self.model, self.target, self.scheme = ir.clone(model), target, scheme
+        self.data, self.options, self.finish = data, options, finish
+        self.executor, self.cache = executor, cache
+        ir.infer_shapes(self.model)
+        self.unmeasurable = runs_here(target) if options.measured else "nothing is measured"
+        self.details: dict[str, Any] = {}
+        self.units = Units(self.model, scheme, skip=options.skip)
+        self.dynamic = DynamicForm(self.model, scheme, target, options.skip)
+
+    def run(self) -> Outcome:
+        static = self.options.form != "dynamic" and any(not u.moves for u in self.units)
+        dynamic = self.options.form != "static" and bool(self.dynamic)
+        if not static and not dynamic:
+            raise NotApplicable(f"{self.scheme.name} has no integer kernel for any of the nodes")
+        if self.data is None:
+            if not dynamic:
+                raise NotApplicable(
+                    "needs calibration data (--data), to see what the nodes compute"
+                )
+            return self.without_data()
+        batches = self.batches()
+        trial = Trial(self.model, batches[0])
+        inputs = settings(batches[0][0], self.model)
+        costs = self.costs(inputs[0]) if static and self.unmeasurable is None else None
+        families = self.families(static, dynamic, costs, inputs)
+        candidates: list[Candidate] = []
+        form: StaticForm | None = None
+        if "static" in families or "mixed" in families:
+            form = self.static_form(trial)
+            candidates += self.static(form, costs, mixed="mixed" in families)
+        if "dynamic" in families:
+            candidates += self.dynamic.candidates(
+                trial, self.data, self.finish, executor=self.executor, cache=self.cache
+            )
+        if candidates and self.unmeasurable is None:
+            candidates = race(
+                self.model, candidates, inputs, target=self.target, threads=self.options.threads
+            )
+        candidates = judge(candidates, Trial(self.model, batches[1]))
+        chosen, reason = best(candidates, self.options.budget)
+        self.details["candidates"] = [*self.details.pop("tried", []), *summary(candidates)]
+        self.details["chosen"] = None if chosen is None else chosen.name
+        if form is not None:
+            self.details["nodes"] = explain(self.units, form, costs, chosen)
+        if chosen is not None and chosen.quality is not None:
+            reason = f"{reason}; {chosen.quality} on {chosen.quality.samples} samples"
+        return Outcome(None if chosen is None else chosen.model, reason, self.details)
+
+    def without_data(self) -> Outcome:
+        """Dynamic quantization of all products, since nothing can be tried."""
+        model = self.dynamic.written(self.model, None, self.finish)
+        self.details["chosen"] = "dynamic"
+        return Outcome(model, "dynamic, without samples to judge it by", self.details)
+
+    def batches(self) -> tuple[list[Feeds], list[Feeds]]:
+        """Batches to try forms on, and others to judge the result by where there are enough."""
+        assert self.data is not None
+        variants = 5 * len(self.units.tensors()) + len(self.units)
+        wanted = affordable_rows(self.model, variants, seconds=_SEARCH_SECONDS)
+        first: list[Feeds] = []
+        then: list[Feeds] = []
+        seen = 0
+        for feeds in itertools.islice(self.data, wanted + _QUALITY_ROWS):
+            into = first if seen < wanted else then
+            into.append(feeds)
+            seen += _rows(feeds)
+            if seen >= wanted + _QUALITY_ROWS:
+                break
+        return first, then or first
+
+    def costs(self, feeds: Feeds) -> Costs:
+        """Measured seconds of the units, with parameters that are good enough for that."""
+        assert self.data is not None
+        table = None
+        if self.cache is not None:
+            table = LatencyTable(
+                Path(self.cache) / "latency.json", machine_name(self.target, self.options.threads)
+            )
+        rough = settle(
+            self.units,
+            observe(self.units, self.data, rounding=False, limit=1),
+            skip=self.options.skip,
+        )
+        self.rough = rough
+        found = measure_costs(
+            self.units,
+            rough.quantized,
+            feeds,
+            target=self.target,
+            threads=self.options.threads,
+            table=table,
+        )
+        if table is not None:
+            table.save()
+        return found
+
+    def families(
+        self, static: bool, dynamic: bool, costs: Costs | None, inputs: Sequence[Feeds]
+    ) -> list[str]:
+        """Which kinds of forms are worth a search, by the latency of their fastest member."""
+        if costs is None and self.unmeasurable is None:
+            return ["dynamic"]
+        if costs is None:
+            return ["static"] if static else ["dynamic"]
+        fastest: dict[str, Candidate] = {}
+        products = self.dynamic.names
+        for name in ("static", "mixed", "dynamic"):
+            if name == "dynamic" and dynamic:
+                model = self.dynamic.written(self.model, None, self.finish)
+            elif name == "static" or (name == "mixed" and dynamic):
+                fixed = products if name == "mixed" else ()
+                division = cheapest(self.units, costs, {}, {}, 0.0, fixed=fixed)
+                if not division.integer:
+                    continue
+                model = self.rough.quantized(self.model, division.integer)
+                if name == "mixed":
+                    self.dynamic.write(model, None)
+                self.finish(model)
+            else:
+                continue
+            fastest[name] = Candidate(f"fastest {name}", model)
+        if not fastest:
+            return []
+        measured = race(
+            self.model, list(fastest.values()), inputs, target=self.target,
+            threads=self.options.threads, seconds=0.5,
+        )  # fmt: skip
+        self.details["tried"] = summary(measured)
+        limit = min(c.ratio for c in measured) * 1.05
+        return [n for n, c in zip(fastest, measured, strict=True) if c.ratio <= min(limit, 1.0)]
+
+    def static_form(self, trial: Trial) -> StaticForm:
+        """Parameters and weights, the best that samples can tell."""
+        assert self.data is not None
+        if self.options.equalize:
+            self.equalize(trial)
+        seen = observe(
+            self.units,
+            self.data,
+            method=self.options.method,
+            rounding=self.options.rounding,
+            executor=self.executor,
+            cache=self.cache,
+        )
+        first = settle(self.units, seen, skip=self.options.skip)
+        return search(self.units, seen, trial, first)
+
+    def equalize(self, trial: Trial) -> None:
+        """Equalize channels of a copy, which all that follows goes on with."""
+
+    def static(self, form: StaticForm, costs: Costs | None, *, mixed: bool) -> list[Candidate]:
+        """Forms of the model with more and fewer units on integers."""
+        products = self.dynamic.names if mixed else frozenset()
+        names = {u.name for u in self.units}
+        if costs is None:
+            divisions = [Division(frozenset(names), 0.0, 0.0)]
+        else:
+            divisions = list(
+                itertools.islice(form.divisions(self.units, costs, fixed=products), _DIVISIONS)
+            )
+        found = []
+        for division in divisions:
+            model = form.quantized(self.model, division.integer)
+            if mixed:
+                self.dynamic.write(model, self.data, executor=self.executor, cache=self.cache)
+            self.finish(model)
+            count = len(division.integer)
+            name = f"static, {count} of {len(names)} nodes"
+            found.append(Candidate(name, model, division.integer))
+        return found
+
+
+def _rows(feeds: Feeds) -> int:
+    first = next(iter(feeds.values()), None)
+    return len(first) if isinstance(first, np.ndarray) and first.ndim else 1

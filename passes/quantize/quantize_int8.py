@@ -1,0 +1,166 @@
+"""Post-training quantization to 8-bit integers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from graphopt import Context, Exactness, NotApplicable, Pass, UnsupportedFeature, ir
+from graphopt.calibration import METHODS, Samples, from_batches
+from graphopt.passes.quantize.channels_last import ChannelsLast
+from graphopt.passes.quantize.lower_qdq import LowerQdq
+from graphopt.passes.quantize.pad_channels import PadChannels
+from graphopt.quant import Budget, Options, quantize
+from graphopt.targets import Scheme
+
+__all__ = ["QuantizeInt8"]
+
+_OPSET = 13  # scales per channel
+
+Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse", "distribution"]
+
+
+class QuantizeInt8(Pass):
+    """Compute on 8-bit integers what the target computes faster so, accurately enough.
+
+    What it does: runs the samples through the model and finds scales for activations and weights.
+    Channels are equalized; for each activation several ranges are tried, and the one that changes
+    the outputs least is kept; weights are rounded so that errors make up for each other (GPTQ), and
+    biases put means back. Every kernel is timed in floating point and on integers on the target,
+    and what quantizing each tensor does to the outputs is measured. A minimum cut of the graph then
+    divides it into nodes that compute on integers and nodes that stay, at several prices of noise.
+    The divisions are timed and judged whole, on samples that chose nothing, and the best is
+    written, if it is faster than the original. Products with constant weights (MatMul, Gemm, LSTM)
+    may be quantized dynamically instead, with activations smoothed first (SmoothQuant).
+
+    Exactness: LOSSY
+
+    Needs: calibration data (--data), except for the dynamic form; ONNX Runtime.
+
+    Options: form: auto, static or dynamic. calibrate: auto tries several ranges for each
+    activation; minmax, moving-average, percentile, entropy, mse and distribution are methods for
+    all. percentile: of values kept, in percent. per-channel: a scale for each output channel of
+    weights where the target has kernels for it. rounding: optimal or nearest. equalize: equalize
+    the ranges of channels first. spelling: qdq, qoperator (QLinearConv and its like), or auto, what
+    the target runs fastest. choose: measured, or all nodes that have a kernel. min-sqnr: least
+    signal-to-noise ratio of the outputs, in dB. max-drop: largest share of predictions that may
+    change, in percent. skip: patterns of nodes, values or operators that stay as they are. threads:
+    of an operator, when latency is measured.
+
+    Example: Relu(Conv(x, w, b)) -> DequantizeLinear(QuantizeLinear(Conv(DequantizeLinear(
+    QuantizeLinear(x)), DequantizeLinear(w'), DequantizeLinear(b'))))
+
+    Declines when: there are no data; the target has no integer kernels for any node; the result
+    would not be faster than the original, or not as accurate as asked for.
+
+    References: Jacob et al. (2018), "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference"; Nagel et al. (2019), "Data-Free Quantization"; Frantar et
+    al. (2022), "GPTQ"; Xiao et al. (2022), "SmoothQuant".
+    """
+
+    name = "quantize-int8"
+    exactness = Exactness.LOSSY
+    gated = False
+    form: Literal["auto", "static", "dynamic"] = "auto"
+    calibrate: Method = "auto"
+    percentile: float = 99.999
+    per_channel: bool = True
+    rounding: Literal["optimal", "nearest"] = "optimal"
+    equalize: bool = True
+    spelling: Literal["auto", "qdq", "qoperator"] = "auto"
+    choose: Literal["measured", "all"] = "measured"
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    skip: tuple[str, ...] = ()
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: One is out of bounds.
+        """
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"a percentile of values is in (50, 100], not {self.percentile}")
+        if self.threads < 1:
+            raise ValueError(f"an operator runs on one thread at least, not {self.threads}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ValueError(f"a share in percent is in [0, 100], not {self.max_drop}")
+
+    def run(self, model: ir.Model, ctx: Context) -> bool:
+        """Quantize a copy, and take it over if it is better."""
+        scheme = ctx.target.scheme
+        if scheme is None:
+            raise NotApplicable(f"the target {ctx.target.name} wants no integers")
+        if _is_quantized(model):
+            raise NotApplicable("the model is quantized already; repair-qdq rewrites such models")
+        if not self.per_channel:
+            weight = dataclasses.replace(scheme.weight, granularity="tensor")
+            scheme = dataclasses.replace(scheme, weight=weight)
+        data = None
+        if ctx.data is not None:
+            data = ctx.data if isinstance(ctx.data, Samples) else from_batches(ctx.data, model)
+        found = quantize(
+            _at_opset(model), ctx.target, scheme, data, self._options(),
+            finish=lambda m: self._finish(m, ctx, scheme), executor=ctx.executor, cache=ctx.cache,
+        )  # fmt: skip
+        ctx.details.update(found.details)
+        if found.model is None:
+            raise NotApplicable(found.reason)
+        if not ctx.allow("quantize"):
+            return False
+        rw = ctx.rewriter()
+        rw.become(found.model)
+        ctx.remark(found.reason)
+        ctx.stats.applied["quantize"] += 1
+        return True
+
+    def _options(self) -> Options:
+        method: tuple[str, dict[str, Any]] | None = None
+        if self.calibrate != "auto":
+            assert self.calibrate in METHODS
+            share = {"percentile": self.percentile} if self.calibrate == "percentile" else {}
+            method = (self.calibrate, share)
+        return Options(
+            form=self.form,
+            method=method,
+            rounding=self.rounding == "optimal",
+            equalize=self.equalize,
+            measured=self.choose == "measured",
+            skip=self.skip,
+            budget=Budget(self.min_sqnr, self.max_drop),
+            threads=self.threads,
+        )
+
+    def _finish(self, model: ir.Model, ctx: Context, scheme: Scheme) -> None:
+        """Bring a quantized copy into the spelling that the target runs fastest."""
+        ir.infer_shapes(model)
+        spelling = self.spelling
+        if spelling == "auto":
+            spelling = scheme.spelling
+        if spelling == "qdq":
+            return
+        inner = Context(model, ctx.target)
+        for each in (LowerQdq(), ChannelsLast(), PadChannels()):
+            try:
+                each.run(model, inner)
+            except NotApplicable:
+                continue  # a target without contributed operators runs what is there already
+            ir.infer_shapes(model)
+
+
+def _at_opset(model: ir.Model) -> ir.Model:
+    present = ir.opset(model)
+    if present >= _OPSET:
+        return model
+    try:
+        return ir.convert_opset(model, _OPSET)
+    except UnsupportedFeature as e:
+        raise NotApplicable(f"needs opset {_OPSET}, the model has {present}: {e}") from e
+
+
+def _is_quantized(model: ir.Model) -> bool:
+    return any(
+        n.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger")
+        for n in ir.all_nodes(model)
+    )
