@@ -17,10 +17,10 @@ __all__ = ["expected_error", "mse_range"]
 _Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # Candidates of one round, and how much narrower each round searches around the best so far.
-_CANDIDATES = 16
+_CANDIDATES = 12
 _WIDEST = 2.0**-8
-_ROUNDS = 4
-_NARROWER = 4.0
+_ROUNDS = 3
+_NARROWER = 8.0
 # Share of the step at the full range below which all candidates round a value to zero.
 _NEGLIGIBLE = _WIDEST / 8
 
