@@ -23,9 +23,8 @@ SECTIONS = {
                          "corpus.py --free-dims --json benchmarks/results/corpus_free_dims.json"),
     "real_models": ("Real models on real data", "real_models.py"),
     "nnapi_export": ("CNNs exported to NNAPI", "nnapi_export.py"),
-    "repair": ("Other tools' int8 models, repaired", "repair.py --models "
-               "resnet20,resnet56,mobilenetv2_cifar --peer quark=PYTHON --peer modelopt=PYTHON "
-               "--peer nncf=PYTHON"),
+    "repair": ("Other tools' int8 models, repaired", "repair.py --peer quark=PYTHON "
+               "--peer modelopt=PYTHON --peer nncf=PYTHON"),
     "time_scale": ("Time and scale", "time_scale.py --rounds 5 --scale-tools graphopt"),
     "large_model": ("2.4 GB of external data", "large_model.py"),
     "fuzz": ("Random models through random pipelines, and wrong passes", "fuzz.py"),

@@ -2,6 +2,7 @@
 
 from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.passes.quantize.drop_qdq import DropQdq
+from graphopt.passes.quantize.equalize import EqualizeChannels
 from graphopt.passes.quantize.lower_qdq import LowerQdq
 from graphopt.passes.quantize.pad_channels import PadChannels
 from graphopt.passes.quantize.place_qdq import PlaceQdq
@@ -13,6 +14,7 @@ from graphopt.passes.quantize.widen_qdq import WidenQdq
 __all__ = [
     "ChannelsLast",
     "DropQdq",
+    "EqualizeChannels",
     "LowerQdq",
     "PadChannels",
     "PlaceQdq",

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from graphopt import Rewriter, ir
-from graphopt.quant.params import QParams
+from graphopt.quant import QParams
 from graphopt.targets import Format
 
 __all__ = [

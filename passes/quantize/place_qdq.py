@@ -9,7 +9,7 @@ from graphopt import Context, Exactness, Pass, ir
 from graphopt.calibration import MinMax, collect
 from graphopt.passes.quantize._grids import Grid, is_dequantize, is_quantize, pair, read
 from graphopt.passes.quantize._scheme import static_scheme
-from graphopt.quant.params import from_range
+from graphopt.quant import from_range
 from graphopt.targets import IntegerKernel, Scheme
 
 __all__ = ["PlaceQdq"]
