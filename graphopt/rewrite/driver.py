@@ -124,7 +124,7 @@ class _Driver:
         if new is not None:
             self.replace(m, new)
         if new is None or not self.rw.changed:
-            self.rw.undo(mark)
+            self.undo(mark)
             self.rw.changed = changed
             self.decline(r, m)
             return False
@@ -136,6 +136,14 @@ class _Driver:
             raise GraphOptError(f"rules do not converge: {busiest}")
         self.push(node)
         return True
+
+    def undo(self, mark: tuple[int, int]) -> None:
+        """Remove what a rule built before it declined, which is nobody's reason to look again."""
+        touch, self.rw.on_touch = self.rw.on_touch, lambda _node: None
+        try:
+            self.rw.undo(mark)
+        finally:
+            self.rw.on_touch = touch
 
     def replace(self, m: Match, new: Replacement) -> None:
         outs = (new,) if isinstance(new, ir.Value) else tuple(new or ())

@@ -192,3 +192,24 @@ def test_work_is_linear_in_the_number_of_nodes() -> None:
         return count
 
     assert asked(400) == 4 * asked(100)
+
+
+def test_rules_that_build_and_decline_do_not_wake_each_other() -> None:
+    tried: list[str] = []
+
+    @rule(Op("Relu", Var()))
+    def changes_its_mind(m: Match, rw: Rewriter) -> ir.Value | None:
+        tried.append(m.root.outputs[0].name or "")
+        assert len(tried) < 10
+        rw.op("Neg", m.root.inputs[0])
+        return m.fail("on second thoughts")
+
+    model = ir.parse_text("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N] x) => (float[N] y, float[N] z) { t = Neg(x) y = Relu(t) z = Relu(t) }
+    """)
+    before = ir.dump(model)
+    stats = apply_rules(Rewriter(model), [changes_its_mind])
+    assert not stats.changed
+    assert tried == ["y", "z"]
+    assert ir.dump(model) == before
