@@ -194,7 +194,7 @@ def test_work_is_linear_in_the_number_of_nodes() -> None:
     assert asked(400) == 4 * asked(100)
 
 
-def test_rules_that_build_and_decline_do_not_wake_each_other() -> None:
+def test_a_rule_that_builds_and_declines_does_not_wake_itself() -> None:
     tried: list[str] = []
 
     @rule(Op("Relu", Var()))
@@ -206,10 +206,10 @@ def test_rules_that_build_and_decline_do_not_wake_each_other() -> None:
 
     model = ir.parse_text("""
         <ir_version: 8, opset_import: ["": 17]>
-        g (float[N] x) => (float[N] y, float[N] z) { t = Neg(x) y = Relu(t) z = Relu(t) }
+        g (float[N] x) => (float[N] y) { t = Neg(x) y = Relu(t) }
     """)
     before = ir.dump(model)
     stats = apply_rules(Rewriter(model), [changes_its_mind])
     assert not stats.changed
-    assert tried == ["y", "z"]
+    assert tried == ["y"]
     assert ir.dump(model) == before
