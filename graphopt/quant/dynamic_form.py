@@ -14,7 +14,7 @@ from graphopt.quant.measure import Candidate
 from graphopt.quant.products import quantize_products, quantize_tables
 from graphopt.quant.residuals import keep_normalizations
 from graphopt.quant.rounding import round_weights, weight_scales
-from graphopt.quant.trial import Trial
+from graphopt.quant.trial import Quality, Trial
 from graphopt.quant.units import matches
 from graphopt.rewrite import Rewriter
 from graphopt.targets import Scheme, Target
@@ -124,14 +124,24 @@ class DynamicForm:
         trial: Trial,
         data: Samples,
         finish: Finish,
+        enough: Callable[[Quality], bool],
         *,
         executor: concurrent.futures.Executor | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> list[Candidate]:
-        """Forms with all products quantized, and with the noisiest left in floating point."""
-        noise = self.noise(trial) if len(self.names) > 1 else {}
-        order = sorted(noise, key=lambda n: -noise[n])
-        found, seen = [], set()
+        """The form with all products quantized; if that is not enough, others with fewer.
+
+        Args:
+            trial: The original on samples.
+            data: Samples to smooth activations and round weights with.
+            finish: Brings a quantized copy into its final spelling.
+            enough: Whether a quality is, so that no more forms are needed.
+            executor: Where samples run.
+            cache: Folder where observations are kept.
+        """
+        found: list[Candidate] = []
+        order: list[str] = []
+        seen: set[int] = set()
         for share in _LEFT_OUT:
             count = round(share * len(order))
             if count in seen:
@@ -142,6 +152,11 @@ class DynamicForm:
             )
             made = f"dynamic, {len(self.names) - count} of {len(self.names)} products"
             found.append(Candidate(made, model))
+            if enough(trial.quality(model)):
+                break
+            if not order and len(self.names) > 1:
+                noise = self.noise(trial)
+                order = sorted(noise, key=lambda n: -noise[n])
         return found
 
     def noise(self, trial: Trial) -> dict[str, float]:

@@ -27,7 +27,7 @@ from graphopt.quant.trial import Trial
 from graphopt.quant.units import Unit, Units
 from graphopt.rewrite import Rewriter
 
-__all__ = ["Equalized", "Extent", "find_factors", "observe_extents", "weight_factors"]
+__all__ = ["Equalized", "Extent", "equalize", "find_factors", "observe_extents", "weight_factors"]
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +36,7 @@ _LEAST = 1e-3
 # Sweeps after which weights that share one scale are as alike as they get.
 _SWEEPS = 20
 _PERCENTILE = 99.999
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +116,39 @@ _BY_WEIGHT = (
     _Way(0.25, 0.75, 0),
     _Way(0, 1, 0),
 )
+
+
+def equalize(
+    units: Units,
+    trial: Trial,
+    data: Samples | Iterable[Mapping[str, Any]],
+    *,
+    clips: bool = True,
+    sweeps: int = 1,
+    **options: Any,
+) -> Equalized:
+    """Equalize the channels of a model in place. Its units have to be found anew afterwards.
+
+    Args:
+        units: What is to be quantized, and how.
+        trial: The model on some of the samples.
+        data: Samples to observe channels on.
+        clips: Divide channels that go through a Clip with bounds, too. That is exact only for
+            channels which stay in the range they had on the samples.
+        sweeps: How often to go through the groups of coupled channels.
+        **options: As for :func:`graphopt.calibration.collect`.
+
+    Raises:
+        CalibrationError: The data do not fit the model.
+    """
+    channels = Channels(units.model, clips=clips)
+    extents = observe_extents(channels, units, data, **options)
+    found = find_factors(channels, units, trial, extents, sweeps=sweeps)
+    rw = Rewriter(units.model)
+    reason = channels.fold(rw, found.factors)
+    assert reason is None, reason  # else the trials had failed
+    rw.remove_initializers()
+    return found
 
 
 def observe_extents(
@@ -357,7 +391,7 @@ def _weights(channels: Channels) -> list[tuple[Fold, Array]]:
     found = []
     for fold in channels.folds:
         data = ir.array(fold.node.inputs[fold.index])
-        if data is not None and data.ndim > 1 and fold.index == 1:
+        if data is not None and fold.index == 1 and fold.node.op_type in _WEIGHTED:
             found.append((fold, np.abs(data.astype(np.float64))))
     return found
 
