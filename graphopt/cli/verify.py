@@ -91,7 +91,12 @@ def command(
 
 
 def _show(out: Console, result: dict[str, Any]) -> None:
-    from graphopt.manager.report_view import describe_difference, describe_feeds, print_line
+    from graphopt.manager.report_view import (
+        describe_difference,
+        describe_feeds,
+        describe_lossy,
+        print_line,
+    )
 
     for remark in result["remarks"]:
         print_line(out, f"remark: {remark}")
@@ -99,7 +104,10 @@ def _show(out: Console, result: dict[str, Any]) -> None:
     difference = describe_difference(result)
     if result["ok"]:
         said = _EQUAL[result["exactness"]]
-        print_line(out, f"{said} on {feeds}{difference}", "bold green")
+        on = f" on {feeds}{difference}"
+        if result["exactness"] == "lossy" and result["feeds"]["samples"]:
+            on = describe_lossy(result["feeds"], result)
+        print_line(out, f"{said}{on}", "bold green")
     else:
         print_line(out, f"different: {result['reason']}{difference}", "bold red")
 

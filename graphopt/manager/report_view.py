@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "describe_difference",
     "describe_feeds",
+    "describe_lossy",
     "format_bytes",
     "format_change",
     "format_seconds",
@@ -176,8 +177,11 @@ def _oracle(facts: Mapping[str, Any]) -> str:
         reason = facts.get("reason")
         return f"Outputs were not compared: {str(reason or verdict).rstrip('.')}."
     said = _AGREEMENT.get(facts.get("promise", ""), "agree with the original's")
-    feeds = describe_feeds(facts.get("feeds") or {})
-    return f"Outputs {said}{f' on {feeds}' if feeds else ''}{_difference(facts)}."
+    feeds = facts.get("feeds") or {}
+    if facts.get("promise") == "lossy" and feeds.get("samples"):
+        return f"Outputs {said}{describe_lossy(feeds, facts.get('error') or {})}."
+    told = describe_feeds(feeds)
+    return f"Outputs {said}{f' on {told}' if told else ''}{_difference(facts)}."
 
 
 _AGREEMENT = {
@@ -202,6 +206,21 @@ def describe_feeds(feeds: Mapping[str, Any]) -> str:
     if made:
         parts.append(_count(made, "made-up input") + _settings(feeds.get("dims") or ()))
     return " and ".join(parts)
+
+
+def describe_lossy(feeds: Mapping[str, Any], error: Mapping[str, Any]) -> str:
+    """Return how far the outputs of a lossy change are apart, to append to a sentence.
+
+    With data, differences are those on data alone; see ``Oracle.check``.
+
+    Args:
+        feeds: What ``Oracle.feeds_summary`` says; it has samples.
+        error: What ``Comparison.to_json`` says.
+    """
+    data = describe_feeds({**feeds, "made": 0})
+    made = describe_feeds({**feeds, "samples": 0, "batches": 0})
+    finite = f"; on {made} they are finite" if made else ""
+    return f" on {data}{describe_difference(error)}{finite}"
 
 
 def _settings(dims: Iterable[Mapping[str, int]]) -> str:

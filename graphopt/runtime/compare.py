@@ -12,7 +12,7 @@ import numpy as np
 
 from graphopt.runtime.values import Array
 
-__all__ = ["Comparison", "Tolerance", "compare", "merge", "tolerance"]
+__all__ = ["Comparison", "Tolerance", "compare", "merge", "promised", "tolerance"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,11 @@ class Comparison:
         return data
 
 
+def promised(exactness: str | enum.Enum) -> str:
+    """An ``Exactness`` or its value as text."""
+    return str(exactness.value if isinstance(exactness, enum.Enum) else exactness).lower()
+
+
 def tolerance(dtype: str) -> Tolerance | None:
     """What rounding may move elements of a NumPy type by, or None for types that do not round."""
     if dtype.startswith("float8") or dtype.startswith("float4"):
@@ -115,7 +120,7 @@ def compare(
     Raises:
         ValueError: ``exactness`` is none of the three.
     """
-    promise = str(exactness.value if isinstance(exactness, enum.Enum) else exactness).lower()
+    promise = promised(exactness)
     if promise not in ("bitwise", "rounding", "lossy"):
         raise ValueError(f"unknown exactness {promise!r}")
     if reference.keys() != got.keys():

@@ -137,6 +137,9 @@ def test_verify(run: Run, resnet: Path, optimized: Path, samples: Path) -> None:
     lossy = run("verify", resnet, optimized, "--exactness", "lossy").out
     assert lossy.startswith("equal in names, types and shapes on 4 made-up inputs")
     assert "SQNR" in lossy
+    lossy = run("verify", resnet, optimized, "--exactness", "lossy", "--data", samples).out
+    assert lossy.startswith("equal in names, types and shapes on 16 batches of data; they differ ")
+    assert lossy.endswith(" dB); on 4 made-up inputs (batch=1; batch=3) they are finite\n")
 
 
 def test_verify_finds_differences(run: Run, resnet: Path, optimized: Path, tmp_path: Path) -> None:

@@ -96,6 +96,33 @@ def test_a_model_that_no_longer_loads_or_runs_fails() -> None:
     assert "no longer runs" in str(found.reason)
 
 
+def test_what_is_lossy_is_measured_where_the_data_are() -> None:
+    data = [{"x": np.full((2, 4), 0.5, np.float32)}]
+    # The same in [-1, 1], another function beyond.
+    clipped = parse(
+        "g (float[N,4] x) => (float[N,4] y) <float lo = {-1}, float hi = {1}>"
+        " { y = Clip(x, lo, hi) }"
+    )
+    original = unary("Identity")
+    without, given = Oracle(original, seeds=(0, 1)), Oracle(original, data=data, seeds=(0, 1))
+    assert without.check(clipped, Exactness.LOSSY).max_abs > 0.1
+    found = given.check(clipped, Exactness.LOSSY)
+    assert (found.ok, found.max_abs, found.sqnr_db) == (True, 0.0, np.inf)
+    half = given.check(scaled(0.5), Exactness.LOSSY)
+    assert half.max_abs == 0.25
+    assert half.sqnr_db == pytest.approx(6.02, abs=0.01)
+    assert not given.check(clipped, Exactness.ROUNDING).ok
+
+
+def test_what_is_lossy_stays_finite_beyond_the_data() -> None:
+    data = [{"x": np.full((2, 4), 0.5, np.float32)}]
+    oracle = Oracle(unary("Identity"), data=data)
+    assert any((p.feeds["x"] < 0).any() for p in oracle.probes)
+    found = oracle.check(unary("Sqrt"), Exactness.LOSSY)
+    assert not found.ok
+    assert "is nan" in str(found.reason)
+
+
 def test_wrong_for_the_second_setting_only() -> None:
     oracle = Oracle(parse("g (float[N,4] x) => (float[N,4] y) { y = Identity(x) }"))
     first_row = parse(
