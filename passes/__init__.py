@@ -37,6 +37,7 @@ from graphopt.passes.precision import ConvertFp16
 from graphopt.passes.quantize import (
     ChannelsLast,
     DropQdq,
+    EqualizeChannels,
     LowerQdq,
     PadChannels,
     PlaceQdq,
@@ -79,6 +80,7 @@ PASSES = (
     ConvertOpset,
     LowerOps,
     ConvertFp16,
+    EqualizeChannels,
     QuantizeInt8,
     RepairQdq,
     PlaceQdq,
