@@ -41,7 +41,9 @@ class Budget:
         """Why a quality is not within the budget, or None if it is."""
         if self.sqnr_db is not None and quality.sqnr_db < self.sqnr_db:
             return f"SQNR {quality.sqnr_db:.1f} dB is below {self.sqnr_db:g} dB"
-        if self.drop is not None and quality.agreement is not None:
+        if self.drop is not None:
+            if quality.agreement is None:
+                return "no output is [rows, classes], so that changed predictions cannot be counted"
             changed = 100 * (1 - quality.agreement)
             if changed > self.drop:
                 return f"{changed:.2f} % of the predictions change, more than {self.drop:g} %"
@@ -165,11 +167,14 @@ def best(candidates: Sequence[Candidate], budget: Budget) -> tuple[Candidate | N
         return None, (
             f"its int8 form would not be faster than the original: {1 / fastest.slowest:.2f}x"
         )
-    obstacles = {c.name: budget.obstacle(c.quality) for c in faster if c.quality is not None}
-    within = [c for c in faster if obstacles.get(c.name) is None]
+    obstacles = [None if c.quality is None else budget.obstacle(c.quality) for c in faster]
+    within = [c for c, why in zip(faster, obstacles, strict=True) if why is None]
     if not within:
-        nearest = max(faster, key=lambda c: -math.inf if c.quality is None else c.quality.sqnr_db)
-        return None, f"no int8 form keeps within the budget: {obstacles[nearest.name]}"
+        _, obstacle = max(
+            zip(faster, obstacles, strict=True),
+            key=lambda pair: -math.inf if pair[0].quality is None else pair[0].quality.sqnr_db,
+        )
+        return None, f"no int8 form keeps within the budget: {obstacle}"
     if not measured:
         return within[0], "its latency cannot be measured here"
     limit = min(c.ratio for c in within) * _SLACK

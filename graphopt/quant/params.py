@@ -7,6 +7,7 @@ point``, saturated, ties to even; ``x = (q - zero point) * scale``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,9 @@ class QParams:
         """Round floating-point numbers to integers of the format."""
         low, high = self.format.limits
         scale, zero = self._along(self.scale, array), self._along(self.zero_point, array)
-        # Where float32 divides, as ONNX does, float64 would break ties differently.
-        rounded = np.rint(np.asarray(array, np.float32) / scale)
+        with np.errstate(over="ignore"):  # what is too large is saturated
+            # Where float32 divides, as ONNX does, float64 would break ties differently.
+            rounded = np.rint(np.asarray(array, np.float32) / scale)
         integers: Array = np.clip(rounded + zero, low, high).astype(self.format.dtype)
         return integers
 
@@ -76,10 +78,15 @@ def from_range(low: float, high: float, form: Format) -> QParams:
         high: Upper end.
         form: Format with one scale per tensor; its granularity is ignored.
 
+    Raises:
+        ValueError: An end is NaN or infinite.
+
     References:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference" (2018), section 2.1.
     """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"a range has finite ends, not {low} and {high}")
     first, last = form.limits
     low, high = min(low, 0.0), max(high, 0.0)
     if form.symmetric:

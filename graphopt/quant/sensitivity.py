@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from graphopt.quant.emit import Quantized
 from graphopt.quant.params import QParams, from_range
 from graphopt.quant.prepare import Range
 from graphopt.quant.trial import Trial
-from graphopt.quant.units import Units
+from graphopt.quant.units import Units, outputs
 from graphopt.rewrite import Rewriter
 
 __all__ = ["Sensitivity", "measure_activations", "measure_weights"]
@@ -46,9 +45,16 @@ def measure_activations(
     form = dataclasses.replace(units.scheme.activation, granularity="tensor")
     tries = [(root, each) for root, ranges in candidates.items() for each in ranges]
 
+    written = {v for unit in units for v in outputs(unit)}
+    places: dict[str, list[tuple[str, int]]] = {}
+    for unit in units:
+        for i, value in enumerate(unit.node.inputs):
+            if value in unit.inputs and value not in written:
+                places.setdefault(value.name or "", []).append((unit.name, i))
+
     def build(each: tuple[str, Range]) -> ir.Model:
         root, bounds = each
-        return _through(units.model, root, from_range(*bounds, form))
+        return _through(units.model, root, from_range(*bounds, form), places.get(root))
 
     for (root, bounds), noise in zip(tries, trial.noises(build, tries), strict=True):
         if noise < found.noise.get(root, np.inf) or root not in found.ranges:
@@ -76,16 +82,25 @@ def measure_weights(
     return dict(zip(weights, trial.noises(build, list(weights)), strict=True))
 
 
-def _through(model: ir.Model, name: str, params: QParams) -> ir.Model:
-    """A copy of the model in which a value goes through integers."""
+def _through(
+    model: ir.Model, name: str, params: QParams, places: Sequence[tuple[str, int]] | None
+) -> ir.Model:
+    """A copy of the model in which a value goes through integers, for all or some that read it."""
     copy = ir.clone(model)
-    made = (v for node in copy.graph for v in node.outputs)
-    value = next(v for v in itertools.chain(copy.graph.inputs, made) if v.name == name)
+    made = {v.name: v for node in copy.graph for v in node.outputs}
+    value = {**{v.name: v for v in copy.graph.inputs}, **made}[name]
+    uses = None if places is None else [(_producer(made[unit]), i) for unit, i in places]
     rw = Rewriter(copy)
 
     def pair(x: ir.Value) -> ir.Value:
         scale, zero = rw.const(params.scale), rw.const(params.zero_point)
         return rw.op("DequantizeLinear", rw.op("QuantizeLinear", x, scale, zero), scale, zero)
 
-    rw.insert_after(value, pair)
+    rw.insert_after(value, pair, uses)
     return copy
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node

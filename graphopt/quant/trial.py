@@ -26,7 +26,8 @@ class Quality:
     Attributes:
         sqnr_db: Ratio of the energy of the original's outputs to that of the difference, in dB; of
             several outputs the lowest.
-        cosine: Mean cosine of the angle between vectors along the last axis.
+        cosine: Mean cosine of the angle between vectors along the last axis; of a vector of zeros
+            it is 1 with another of zeros, and 0 with others.
         agreement: Share of the rows of ``[rows, classes]`` outputs whose largest element is at the
             same place; None where there are no such outputs.
         samples: Number of rows, or of batches where outputs have none.
@@ -45,6 +46,9 @@ class Quality:
 
 class Trial:
     """The original's outputs on some batches, and comparisons with them.
+
+    Elements that are NaN or infinite in the original do not count where they are the same in the
+    other; where they differ, or an output has another shape, the noise is infinite.
 
     ONNX Runtime optimizes the models as it does for users, so that integer kernels are tried and
     not their simulation.
@@ -71,7 +75,9 @@ class Trial:
         ]
         if not self._names:
             raise CalibrationError("the model has no float output to compare")
-        self._energy = {n: _total(_square(r[n]) for r in self._reference) for n in self._names}
+        self._energy = {
+            n: math.fsum(_square(_finite(r[n])) for r in self._reference) for n in self._names
+        }
 
     def noise(self, model: ir.Model) -> float:
         """Energy of the difference in units of the original's, averaged over the outputs."""
@@ -101,23 +107,27 @@ class Trial:
     def quality(self, model: ir.Model) -> Quality:
         """Compare a model with the original."""
         found = self._outputs(model)
-        ratios, cosines, same, rows = [], [], [], 0
+        ratios: list[float] = []
+        cosines: list[Any] = [np.ones(0)]
+        same: list[Any] = []
+        rows: dict[str, int] = {}
         for name in self._names:
             energy, noise = self._energy[name], self._noise(name, found)
-            ratios.append(math.inf if noise == 0 else 10 * math.log10(max(energy, 1e-300) / noise))
+            ratios.append(_decibels(energy, noise))
             for one, other in zip(self._reference, found, strict=True):
-                a, b = (_rows(v[name]) for v in (one, other))
-                norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-                product = np.einsum("ij,ij->i", a, b)
-                cosines.append(np.where(norms > 0, product / np.maximum(norms, 1e-300), 1.0))
+                fits = one[name].shape == other[name].shape
+                a = _rows(one[name])
+                b = _rows(other[name]) if fits else np.full_like(a, np.nan)
+                cosines.append(_cosines(_finite(a), _finite(b)))
                 if one[name].ndim == 2 and one[name].shape[1] > 1:
-                    same.append(a.argmax(axis=1) == b.argmax(axis=1))
-                    rows += len(a)
+                    same.append((a.argmax(axis=1) == b.argmax(axis=1)) & fits)
+                    rows[name] = rows.get(name, 0) + len(a)
+        angles, agree = np.concatenate(cosines), np.concatenate([np.ones(0), *same])
         return Quality(
             min(ratios),
-            float(np.mean(np.concatenate(cosines))),
-            float(np.mean(np.concatenate(same))) if same else None,
-            rows or len(self.batches),
+            float(angles.mean()) if angles.size else 1.0,
+            float(agree.mean()) if agree.size else None,
+            max(rows.values(), default=0) or len(self.batches),
         )
 
     def _outputs(self, model: ir.Model) -> list[dict[str, Any]]:
@@ -125,10 +135,8 @@ class Trial:
             return [session.run(feeds) for feeds in self.batches]
 
     def _noise(self, name: str, found: Sequence[dict[str, Any]]) -> float:
-        return _total(
-            _square(np.subtract(a[name], b[name], dtype=np.float64))
-            for a, b in zip(self._reference, found, strict=True)
-        )
+        parts = [_difference(a[name], b[name]) for a, b in zip(self._reference, found, strict=True)]
+        return math.fsum(parts) if all(map(math.isfinite, parts)) else math.inf
 
 
 def _square(array: Any) -> float:
@@ -136,11 +144,36 @@ def _square(array: Any) -> float:
     return float(flat @ flat)
 
 
-def _total(parts: Iterable[float]) -> float:
-    total = math.fsum(parts)
-    return total if math.isfinite(total) else math.inf
+def _difference(one: Any, other: Any) -> float:
+    """Energy of the difference; infinite where the two do not compare."""
+    if one.shape != other.shape:
+        return math.inf
+    odd = ~(np.isfinite(one) & np.isfinite(other))
+    if odd.any() and not np.array_equal(one[odd], other[odd], equal_nan=True):
+        return math.inf
+    return _square(_finite(one) - _finite(other))
+
+
+def _finite(array: Any) -> Any:
+    """An array with 0 for what is not finite."""
+    wide = np.asarray(array, np.float64)
+    return np.where(np.isfinite(wide), wide, 0.0)
+
+
+def _decibels(energy: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(energy / noise) if energy > 0 and noise < math.inf else -math.inf
+
+
+def _cosines(a: Any, b: Any) -> Any:
+    one, other = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    norms = one * other
+    product = np.einsum("ij,ij->i", a, b) / np.where(norms > 0, norms, 1.0)
+    return np.where((one == 0) & (other == 0), 1.0, product)
 
 
 def _rows(array: Any) -> Any:
-    flat = np.asarray(array, np.float64)
-    return flat.reshape(-1, flat.shape[-1] if flat.ndim else 1)
+    wide = np.asarray(array, np.float64)
+    last = wide.shape[-1] if wide.ndim else 1
+    return wide.reshape(math.prod(wide.shape[:-1]), last)

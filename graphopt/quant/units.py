@@ -13,6 +13,11 @@ from graphopt.targets import IntegerKernel, Scheme
 __all__ = ["Unit", "Units"]
 
 _CLIPS = frozenset({"Relu", "Clip"})
+# ONNX Runtime 1.32 moves DequantizeLinear behind these (qdq_propagation.cc), and aborts the process
+# where a subgraph reads what they write.
+_PASSED = frozenset(
+    {"Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +74,7 @@ class Units:
         self.units: dict[ir.Node, Unit] = {}
         self.reasons: dict[ir.Node, str] = {}
         self._parents: dict[ir.Value, ir.Value] = {}
+        self._inward = _moved_inward(model)
         absorbed: set[ir.Node] = set()
         for node in model.graph:
             if node in absorbed or not any(map(is_float, node.outputs)):
@@ -83,7 +89,7 @@ class Units:
             if found.moves:
                 for value in found.inputs:
                     self._join(value, found.output)
-                for other in node.outputs[1:]:
+                for other in outputs(found)[1:]:
                     self._join(other, found.output)
 
     def __iter__(self) -> Iterator[Unit]:
@@ -140,13 +146,17 @@ class Units:
             return "it does not compute in float32"
         if weight is not None and not finite(weight):
             return "its weight holds NaN or infinity"
-        activation = None if kernel.passes_through else self._activation(node)
+        if any(v in self._inward for v in node.outputs):
+            return "what it writes is moved into a subgraph, and ONNX Runtime would abort"
+        activation = None if kernel.passes_through else self._activation(node, skip)
+        if activation is not None and activation.outputs[0] in self._inward:
+            return "what it writes is moved into a subgraph, and ONNX Runtime would abort"
         output = node.outputs[0] if activation is None else activation.outputs[0]
         return Unit(
             node, kernel, activation, tuple(inputs), output, weight, _constant(node, kernel.bias)
         )
 
-    def _activation(self, node: ir.Node) -> ir.Node | None:
+    def _activation(self, node: ir.Node, skip: Sequence[str]) -> ir.Node | None:
         """The Relu or Clip that a range ending where its bounds are makes redundant."""
         out = node.outputs[0]
         form = self.scheme.activation
@@ -158,14 +168,28 @@ class Units:
         user = uses[0].node
         if user.domain or user.op_type not in _CLIPS or user.graph is not node.graph:
             return None
+        if matches(user, skip):
+            return None
         low, high = clip_bounds(user)
         # The range contains 0, so that it has to be within the bounds, and they be known.
         return user if low <= 0 <= high else None
 
 
 def outputs(unit: Unit) -> tuple[ir.Value, ...]:
-    """All that a unit writes; only what moves data has several outputs."""
-    return (unit.output, *(v for v in unit.node.outputs[1:] if v.name))
+    """All activations that a unit writes; only what moves data has several of them."""
+    return (unit.output, *(v for v in unit.node.outputs[1:] if v.name and is_float(v)))
+
+
+def _moved_inward(model: ir.Model) -> set[ir.Value]:
+    """Values that operators which ONNX Runtime moves DequantizeLinear behind bring to subgraphs."""
+    found: set[ir.Value] = set()
+    for node in reversed(model.graph):
+        if node.op_type not in _PASSED or node.domain:
+            continue
+        reads = (use.node for v in node.outputs for use in v.uses())
+        if any(r.graph is not model.graph for r in reads) or found & set(node.outputs):
+            found |= {v for v in (*node.outputs, node.inputs[0]) if v is not None}
+    return found
 
 
 def clip_bounds(node: ir.Node) -> tuple[float, float]:
