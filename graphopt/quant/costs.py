@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from graphopt.targets import Target
 
 __all__ = ["Costs", "LatencyTable", "machine_name", "measure_costs"]
 
+_HELPERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _SAMPLES = (1 << 10, 1 << 14, 1 << 18)  # elements
 
 
@@ -173,8 +174,9 @@ def _named(model: ir.Model, units: Units) -> Callable[[KernelTime], str | None]:
     tags: dict[str, str] = {}
     for i, node in enumerate(model.graph):
         node.name = f"node{i}_"
-        found = next((owner[v.name] for v in node.outputs if v.name in owner), None)
-        helper = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        names = [name for v in node.outputs for name in _known_as(v)]
+        found = next((owner[name] for name in names if name in owner), None)
+        helper = node.op_type in _HELPERS
         if found is not None and not helper:
             tags[f"node{i}"] = found
         for j, value in enumerate(node.outputs):
@@ -186,7 +188,7 @@ def _named(model: ir.Model, units: Units) -> Callable[[KernelTime], str | None]:
                 tags[value.name] = found
 
     def find(time: KernelTime) -> str | None:
-        if time.op in ("QuantizeLinear", "DequantizeLinear"):
+        if time.op in _HELPERS:
             return None
         tag = re.match(r"(node|value)\d+(?=_)", time.node)
         if tag is not None:
@@ -196,6 +198,14 @@ def _named(model: ir.Model, units: Units) -> Callable[[KernelTime], str | None]:
         )
 
     return find
+
+
+def _known_as(value: ir.Value) -> Iterator[str]:
+    """Names of a value and of what stands for it: a graph output's name moves behind integers."""
+    yield value.name or ""
+    for use in value.uses():
+        if use.node.op_type in _HELPERS and use.idx == 0:
+            yield from _known_as(use.node.outputs[0])
 
 
 def _signature(unit: Unit, shapes: Mapping[str | None, ir.Value]) -> str:
