@@ -25,6 +25,8 @@ SECTIONS = {
     "nnapi_export": ("CNNs exported to NNAPI", "nnapi_export.py"),
     "repair": ("Other tools' int8 models, repaired", "repair.py --peer quark=PYTHON "
                "--peer modelopt=PYTHON --peer nncf=PYTHON"),
+    "calibration": ("Calibration", "calibration.py"),
+    "dask_kill": ("Calibration with a worker killed", "dask_kill.py"),
     "time_scale": ("Time and scale", "time_scale.py --rounds 5 --scale-tools graphopt"),
     "large_model": ("2.4 GB of external data", "large_model.py"),
     "fuzz": ("Random models through random pipelines, and wrong passes", "fuzz.py"),

@@ -19,9 +19,9 @@ import numpy as np
 from graphopt import ir
 from graphopt.calibration import watched, worker
 from graphopt.calibration.executors import Processes, Restartable, Serial, workers
+from graphopt.calibration.fitting import fitting
 from graphopt.calibration.observers import Observer
 from graphopt.calibration.samples import Samples
-from graphopt.calibration.sources import from_batches
 from graphopt.calibration.worker import Missing, Plan, Task
 from graphopt.errors import CalibrationError
 from graphopt.runtime.values import Feeds
@@ -36,7 +36,9 @@ Found = dict[str, list[Observer]]
 _BATCHES = 8
 _BYTES = 4 << 20
 # Bytes of watched values that one run may leave in memory; a model is run again for what is beyond.
-_BUDGET = 64 << 20
+_BUDGET = 128 << 20
+# Bytes of watched values up to which two batches at a time are no burden, if nobody says otherwise.
+_SMALL = 32 << 20
 # Times in a row that an executor is started again before its failing counts as the task's fault.
 _RESTARTS = 3
 
@@ -63,7 +65,8 @@ def collect(
             initializer (which is seen once) or what a node computes. They are not changed.
         data: Samples, or batches of them as for ``from_batches``.
         executor: Where tasks run: any ``concurrent.futures.Executor``. None uses two threads, of
-            which one computes while the other counts.
+            which one computes while the other counts; or one, where a batch has more than 32 MB of
+            watched values.
         cache: Folder where results are kept; what was collected before from the same model, data
             and observers is read from there.
         limit: Number of batches to use, at most.
@@ -86,7 +89,7 @@ def collect(
         for n, o in watch.items()
     }
     values = watched.find(model, prototypes)
-    samples = data if isinstance(data, Samples) else from_batches(data, model)
+    samples = fitting(data, model)
     if cache is not None:
         from graphopt.calibration.cache import cached
 
@@ -121,7 +124,9 @@ def _collect(
         sizes = watched.expected_sizes(made, model.graph.inputs, first[1])
         with contextlib.ExitStack() as stack:
             if executor is None:
-                executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(2))
+                small = sum(sizes.values()) <= _SMALL
+                own = concurrent.futures.ThreadPoolExecutor(2) if small else Serial()
+                executor = stack.enter_context(own)
             driver = _Driver(executor)
             inputs = {n: prototypes[n] for n in values if n in fed}
             outputs = {n: prototypes[n] for n in made}
