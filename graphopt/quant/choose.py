@@ -4,12 +4,14 @@ Every unit is on one of two sides, floating point or integer. A side costs what 
 there; a value that crosses from one side to the other costs its conversion, once, however many read
 it; and whatever is rounded costs the noise that it adds, at a price. All of these are cut edges
 of a flow network, so that the minimum over all divisions is found exactly (Greig, Porteous and
-Seheult, 1989; Kolmogorov and Zabih, "What Energy Functions Can Be Minimized via Graph Cuts?", 2004).
+Seheult, 1989; Kolmogorov and Zabih, "What Energy Functions Can Be Minimized via Graph Cuts?",
+2004).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 from graphopt import ir
@@ -76,7 +78,8 @@ def cheapest(
     written = {v: unit for unit in units for v in outputs(unit)}
     for unit in units:
         pay(_INTEGER, unit, costs.floating[unit.name])
-        pay(unit, _FLOAT, costs.integer[unit.name] + price * weights.get(unit.name, 0.0))
+        noise = weights.get(unit.name, 0.0)
+        pay(unit, _FLOAT, costs.integer[unit.name] + (price * noise if price else 0.0))
         if unit.name in fixed:
             force(unit, _FLOAT)
     for value in units.tensors():
@@ -100,7 +103,7 @@ def cheapest(
                 force(give, unit)
     for root in {units.root(v) for v in units.tensors() if ir.const(v) is None}:
         noise = activations.get(root.name or "", 0.0)
-        pay(("noise", root), _FLOAT, price * noise)
+        pay(("noise", root), _FLOAT, price * noise if price else 0.0)
     _, (integer, _) = nx.minimum_cut(graph, _INTEGER, _FLOAT)
     return expected(units, costs, activations, weights, {u.name for u in units if u in integer})
 
@@ -147,6 +150,16 @@ def frontier(
         weights: Noise by name of the unit.
         fixed: Names of units that stay in floating point.
     """
+    # No price is high enough for what makes the outputs NaN or infinite.
+    broken = {
+        u.name
+        for u in units
+        if not math.isfinite(
+            weights.get(u.name, 0.0)
+            + sum(activations.get(units.root(v).name or "", 0.0) for v in (*u.inputs, *outputs(u)))
+        )
+    }
+    fixed = broken.union(fixed)
     fastest = cheapest(units, costs, activations, weights, 0.0, fixed=fixed)
     yield fastest
     seen = {fastest.integer}
