@@ -25,8 +25,8 @@ BATCH = 8
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns 1 where a result differs."""
     args = parser(__doc__, "dask_kill")
-    args.add_argument("--images", type=int, default=256)
-    args.add_argument("--kills", type=int, default=2, help="runs on Dask with a kill")
+    args.add_argument("--images", type=int, default=192)
+    args.add_argument("--kills", type=int, default=1, help="runs on Dask with a kill")
     options = args.parse_args(argv)
     import graphopt
 

@@ -9,6 +9,7 @@ import itertools
 import os
 import pickle
 import tempfile
+import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -179,7 +180,7 @@ class _Driver:
             return plan
         part = watched.putting_out(model, outputs)
         if self.folder is None:
-            plan = _replaced(plan, f"lent {id(part)}", None)
+            plan = _replaced(plan, f"lent {uuid.uuid4().hex}", None)
             session = stack.enter_context(worker.open_observed(part))
             stack.enter_context(worker.lend(plan, session))
             return plan
