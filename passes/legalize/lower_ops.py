@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 from graphopt import Context, Exactness, Match, Pass, Replacement, Rewriter, Rule, apply_rules, ir
-from graphopt.passes.legalize import activations, compositions, products, spatial
+from graphopt.passes.legalize import activations, compositions, products, quantized, spatial
 from graphopt.passes.legalize.bodies import Takes, expand_functions
 from graphopt.targets import Target, check
 
 __all__ = ["LowerOps"]
 
-_RULES = (*activations.RULES, *products.RULES, *spatial.RULES, *compositions.RULES)
+_RULES = (
+    *quantized.RULES,
+    *activations.RULES,
+    *products.RULES,
+    *spatial.RULES,
+    *compositions.RULES,
+)
 _LOWERED = frozenset(op for r in _RULES for op in r.pattern.ops if not r.pattern.domain)
 _ROUNDS = 8
 _INTEGER_FORM = {
@@ -29,12 +35,12 @@ class LowerOps(Pass):
 
     What it does: For every node that the target's rules reject, tries what is known to be the same
     function: HardSwish, HardSigmoid and Clip by Clip, Relu, Min and Max; Gemm without alpha, beta
-    and transA, or as MatMul and Add; convolutions and pooling over one dimension as over two; means
-    over images as GlobalAveragePool, and that as AveragePool; padding that counts apart from the
-    pooling; Softmax of matrices; Flatten, Squeeze and Unsqueeze as
-    Reshape; LayerNormalization by means; Sum by Add; ONNX Runtime's FusedConv and Gelu by standard
-    operators; and else the definition that the ONNX standard gives, if all that it leads to is
-    taken. What the target takes stays as it is.
+    and transA, or as MatMul and Add; a stack of matrices as one; convolutions and pooling over one
+    dimension as over two; means over images as GlobalAveragePool, and that as AveragePool; padding
+    that counts apart from the pooling; MaxPool between quantized values on integers; Softmax of
+    matrices; Flatten, Squeeze and Unsqueeze as Reshape; LayerNormalization by means; Sum by Add;
+    ONNX Runtime's FusedConv and Gelu by standard operators; and else the definition that the ONNX
+    standard gives, if all that it leads to is taken. What the target takes stays as it is.
 
     Exactness: Rounding: constants and the order of operations differ.
 

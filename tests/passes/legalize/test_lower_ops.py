@@ -372,3 +372,39 @@ def test_forms_with_integer_kernels() -> None:
     assert result.report.oracle["verdict"] == "equal"
     nobody = target("GlobalAveragePool", "Flatten", scheme=None)
     assert not PassManager(LowerOps(integer=True), target=nobody).run(model).report.changed
+
+
+QUANTIZED = """(uint8[1,2,4,4] x) => (uint8[1,2,2,2] y)
+    <float s = {0.1}, uint8 z = {7}, float t = {SCALE}, uint8 u = {ZERO}>
+    { d = DequantizeLinear(x, s, z) p = MaxPool<kernel_shape=[2,2],strides=[2,2]>(d) TAIL }"""
+FLOAT_ONLY = targets.Requirement(
+    "integers", lambda n: "its input is float" if n.inputs[0].dtype == ir.DataType.FLOAT else None,
+    frozenset({"MaxPool"}),
+)  # fmt: skip
+INTEGERS = ("MaxPool", "DequantizeLinear", "QuantizeLinear", "Relu")
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "want"),
+    [
+        ("0.1", "7", ["MaxPool"]),
+        ("0.3", "7", ["DequantizeLinear", "QuantizeLinear", "MaxPool"]),
+        ("0.1", "9", ["DequantizeLinear", "QuantizeLinear", "MaxPool"]),
+    ],
+)
+def test_pooling_between_conversions(scale: str, zero: str, want: list[str]) -> None:
+    body = QUANTIZED.replace("SCALE", scale).replace("ZERO", zero)
+    body = body.replace("TAIL", "y = QuantizeLinear(p, t, u)")
+    got = lower(body, *INTEGERS, requirements=(FLOAT_ONLY,))
+    assert ops(got) == want
+    assert got.report.passes[0].error is not None
+    assert got.report.passes[0].error["max_abs"] == 0
+
+
+def test_pooling_whose_result_something_else_uses_stays() -> None:
+    body = QUANTIZED.replace("SCALE", "0.1").replace("ZERO", "7")
+    body = body.replace("TAIL", "y = QuantizeLinear(p, t, u) r = Relu(p)")
+    body = body.replace("(uint8[1,2,2,2] y)", "(uint8[1,2,2,2] y, float[1,2,2,2] r)")
+    got = lower(body, *INTEGERS, requirements=(FLOAT_ONLY,))
+    assert not got.report.changed
+    assert any("something else uses its result" in text for text in declined(got))
