@@ -33,7 +33,10 @@ class DynamicForm:
     """The nodes of a model that a target computes with activations quantized when they are seen.
 
     Attributes:
-        names: Names of the values that these nodes compute; those of the main graph.
+        names: Names of the values that products compute; those of the main graph.
+        recurrent: Names of the values that LSTMs compute, those of subgraphs included.
+        noises: Noise at the outputs from quantizing a product alone, by its name, once
+            :meth:`candidates` has measured it.
     """
 
     def __init__(
@@ -51,20 +54,31 @@ class DynamicForm:
         self.names = frozenset(
             n.outputs[0].name or "" for n in model.graph if self.fits(n) and n.op_type in _PRODUCTS
         )
-        self.recurrent = any(self.fits(n) and n.op_type == "LSTM" for n in ir.all_nodes(model))
+        self.recurrent = frozenset(
+            n.outputs[0].name or ""
+            for n in ir.all_nodes(model)
+            if n.op_type == "LSTM" and self.fits(n)
+        )
+        self.noises: dict[str, float] = {}
 
     def __bool__(self) -> bool:
         """Whether there are any."""
-        return bool(self.names) or self.recurrent
+        return bool(self.names or self.recurrent)
 
     def fits(self, node: ir.Node) -> bool:
         """Whether a node has a dynamic form on the target."""
-        return (
-            not matches(node, self.skip)
-            and not isinstance(self.scheme.kernel(node, "dynamic"), str)
-            and dynamic_obstacle(node) is None
-            and (node.op_type != "LSTM" or _MICROSOFT in self.target.domains)
-        )
+        return self.obstacle(node) is None
+
+    def obstacle(self, node: ir.Node) -> str | None:
+        """Why a node has no dynamic form on the target, or None if it has one."""
+        if matches(node, self.skip):
+            return "it is among those to skip"
+        kernel = self.scheme.kernel(node, "dynamic")
+        if isinstance(kernel, str):
+            return kernel
+        if node.op_type == "LSTM" and _MICROSOFT not in self.target.domains:
+            return f"{self.target.name} does not run operators of {_MICROSOFT}"
+        return dynamic_obstacle(node)
 
     def write(
         self,
@@ -151,12 +165,13 @@ class DynamicForm:
                 self.model, data, finish, without=order[:count], executor=executor, cache=cache
             )
             made = f"dynamic, {len(self.names) - count} of {len(self.names)} products"
-            found.append(Candidate(made, model))
+            quantized = (self.names | self.recurrent).difference(order[:count])
+            found.append(Candidate(made, model, dynamic=quantized))
             if enough(trial.quality(model)):
                 break
             if not order and len(self.names) > 1:
-                noise = self.noise(trial)
-                order = sorted(noise, key=lambda n: -noise[n])
+                self.noises = self.noise(trial)
+                order = sorted(self.noises, key=lambda n: -self.noises[n])
         return found
 
     def noise(self, trial: Trial) -> dict[str, float]:

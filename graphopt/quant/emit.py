@@ -39,7 +39,7 @@ def emit_static(
     chosen: Collection[str],
     params: Mapping[str, QParams],
     weights: Mapping[str, Quantized],
-) -> None:
+) -> dict[str, str]:
     """Quantize the chosen units in place.
 
     Every value that a chosen unit reads or writes goes through QuantizeLinear and DequantizeLinear
@@ -52,6 +52,10 @@ def emit_static(
         chosen: Names of the units that are to compute on integers.
         params: Scale and zero point of every value that a chosen unit reads or writes, by its name.
         weights: Integer weights of the chosen units that have a constant weight, by unit.
+
+    Returns:
+        Names, in the quantized model, of the floating-point values that stand for what was
+        quantized, by the names that these had.
     """
     picked = [unit for unit in units if unit.name in chosen]
     found = {unit.node: weights[unit.name] for unit in picked if unit.name in weights}
@@ -63,6 +67,7 @@ def emit_static(
     for unit in picked:
         if unit.node in found:
             emitter.weight(unit, found[unit.node])
+    return {name: value.name or "" for name, value in emitter.stand_ins.items()}
 
 
 def quantized_bias(bias: Array, scale: Array) -> Array:
@@ -76,6 +81,7 @@ def quantized_bias(bias: Array, scale: Array) -> Array:
 class _Emitter:
     def __init__(self, rw: Rewriter, units: Units, params: Mapping[ir.Value, QParams]) -> None:
         self.rw, self.units, self.params = rw, units, params
+        self.stand_ins: dict[str, ir.Value] = {}
 
     def activations(self, picked: list[Unit]) -> None:
         written = {v: unit for unit in picked for v in outputs(unit)}
@@ -118,16 +124,19 @@ class _Emitter:
 
     def _everywhere(self, value: ir.Value, unit: Unit) -> None:
         """Let all that use what an integer unit writes use what the integers stand for."""
+        name, params = value.name or "", self.params[value]
         if unit.activation is not None:
             self.rw.replace(value, unit.node.outputs[0])
             self.rw.erase(unit.activation)
         behind = unit.node.outputs[0] if unit.activation is not None else value
         integers = self._on_integers(unit)
-        self.rw.insert_after(behind, self._pair(self.params[value], integers=integers))
+        pair = self._pair(params, integers=integers)
+        self.stand_ins[name] = self.rw.insert_after(behind, pair)
 
     def _some(self, value: ir.Value, uses: list[tuple[ir.Node, int]]) -> None:
         """Let the integer units that use a floating-point value read it through integers."""
-        self.rw.insert_after(value, self._pair(self.params[value]), uses)
+        pair = self._pair(self.params[value])
+        self.stand_ins[value.name or ""] = self.rw.insert_after(value, pair, uses)
 
     def _constant(self, value: ir.Value, uses: list[tuple[ir.Node, int]]) -> None:
         params = self.params[value]

@@ -3,62 +3,107 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from graphopt import ir
 from graphopt.quant.costs import Costs
+from graphopt.quant.dynamic_form import DynamicForm
 from graphopt.quant.measure import Candidate
 from graphopt.quant.static import StaticForm
-from graphopt.quant.units import Units
+from graphopt.quant.units import Unit, Units, is_float
 
 __all__ = ["explain"]
 
 
 def explain(
-    units: Units, form: StaticForm, costs: Costs | None, chosen: Candidate | None
+    units: Units,
+    dynamic: DynamicForm,
+    chosen: Candidate | None,
+    *,
+    form: StaticForm | None = None,
+    costs: Costs | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each node that could be quantized, and for each that has no integer kernel.
+    """A row for each floating-point node of the main graph, in order.
 
     Args:
-        units: The units of the model.
-        form: Its static form.
-        costs: Measured seconds, or None.
-        chosen: The form that was taken, or None.
+        units: What of the model has a static form.
+        dynamic: What of it has a dynamic form.
+        chosen: The form of the model that was taken, or None.
+        form: The static form, where there is one.
+        costs: Measured seconds, where latency is measured.
+
+    Returns:
+        Rows with the keys ``name`` (of the value that the node computes), ``op`` and ``form``
+        (``static``, ``dynamic``, ``weights`` or ``float``); ``reason`` of those that stay in
+        floating point; and what was measured: ``range``, ``noise_db`` and ``weight_noise_db`` (what
+        the output, and the weight, alone on integers do to the model's outputs), ``float_us`` and
+        ``integer_us``.
     """
-    integer = frozenset() if chosen is None else chosen.integer
+    absorbed = {u.activation for u in units}
+    tables = frozenset() if chosen is None else _lost(units.model, chosen.model)
     rows: list[dict[str, Any]] = []
-    for unit in units:
+    for node in units.model.graph:
+        if node in absorbed or not any(map(is_float, node.outputs)):
+            continue
+        name, unit = node.outputs[0].name or "", units.units.get(node)
+        row: dict[str, Any] = {"name": name, "op": node.op_type, "form": "float"}
+        if chosen is not None and name in chosen.dynamic:
+            row |= {"form": "dynamic", "noise_db": _db(dynamic.noises.get(name))}
+        elif chosen is not None and name in chosen.integer:
+            row["form"] = "static"
+        elif node.op_type == "Gather" and node.inputs[0] in tables:
+            row["form"] = "weights"
+        if unit is not None and row["form"] != "dynamic":
+            row |= _measured(unit, units, form, costs)
+        if row["form"] == "float":
+            row["reason"] = _reason(node, row, units, dynamic, chosen)
+        rows.append(row)
+    return rows
+
+
+def _lost(before: ir.Model, after: ir.Model) -> frozenset[ir.Value]:
+    """Constants that a form no longer holds as they were."""
+    kept = after.graph.initializers
+    return frozenset(v for v in before.graph.initializers.values() if v.name not in kept)
+
+
+def _measured(
+    unit: Unit, units: Units, form: StaticForm | None, costs: Costs | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if form is not None:
         root = units.root(unit.output).name or ""
-        low, high = form.ranges.get(root, (math.nan, math.nan))
-        row: dict[str, Any] = {
-            "name": unit.name,
-            "op": unit.node.op_type,
-            "form": "static" if unit.name in integer else "float",
-            "range": None if math.isnan(low) else [low, high],
+        found = {
+            "range": list(form.ranges[root]) if root in form.ranges else None,
             "noise_db": _db(form.noise.get(root)),
             "weight_noise_db": _db(form.weight_noise.get(unit.name)),
         }
-        if costs is not None:
-            row["float_us"] = 1e6 * costs.floating[unit.name]
-            row["integer_us"] = 1e6 * costs.integer[unit.name]
-        if unit.name not in integer:
-            row["reason"] = _reason(row)
-        rows.append(row)
-    rows += [
-        {"name": node.outputs[0].name, "op": node.op_type, "form": "float", "reason": reason}
-        for node, reason in units.reasons.items()
-    ]
-    order = {n.outputs[0].name: i for i, n in enumerate(units.model.graph)}
-    return sorted(rows, key=lambda r: order.get(r["name"], 0))
+    if costs is not None:
+        found["float_us"] = 1e6 * costs.floating[unit.name]
+        found["integer_us"] = 1e6 * costs.integer[unit.name]
+    return found
 
 
-def _reason(row: dict[str, Any]) -> str:
-    if "float_us" not in row:
-        return "it was left out"
-    if row["integer_us"] >= row["float_us"]:
+def _reason(
+    node: ir.Node,
+    row: Mapping[str, Any],
+    units: Units,
+    dynamic: DynamicForm,
+    chosen: Candidate | None,
+) -> str:
+    if chosen is not None and chosen.dynamic and not chosen.integer:
+        obstacle = dynamic.obstacle(node)
+        return obstacle or "on integers it would add more noise to the outputs than most"
+    if node in units.reasons:
+        return units.reasons[node]
+    if "integer_us" in row and row["integer_us"] >= row["float_us"]:
         return (
             f"its integer kernel takes {row['integer_us']:.1f} us, in floating point it takes "
             f"{row['float_us']:.1f} us"
         )
+    if chosen is None:
+        return "the model as a whole stays as it is"
     return "what it gains would not pay for conversions, or for the noise it adds"
 
 

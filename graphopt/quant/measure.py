@@ -58,6 +58,7 @@ class Candidate:
         name: For people.
         model: The form.
         integer: Names of the nodes that compute on integers, of the static form.
+        dynamic: The same of the dynamic form.
         ratio: Its time in units of the original's, the geometric mean over the inputs measured; NaN
             where the target cannot be measured here.
         slowest: The largest of these ratios.
@@ -67,6 +68,7 @@ class Candidate:
     name: str
     model: ir.Model
     integer: frozenset[str] = frozenset()
+    dynamic: frozenset[str] = frozenset()
     ratio: float = math.nan
     slowest: float = math.nan
     quality: Quality | None = None
@@ -208,6 +210,7 @@ def summary(candidates: Iterable[Candidate]) -> list[dict[str, Any]]:
                 "sqnr_db": None if q is None or math.isinf(q.sqnr_db) else q.sqnr_db,
                 "cosine": None if q is None else q.cosine,
                 "agreement": None if q is None else q.agreement,
+                "samples": None if q is None else q.samples,
             }
         )
     return rows

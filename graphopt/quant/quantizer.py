@@ -17,6 +17,7 @@ from graphopt.calibration import Samples
 from graphopt.errors import NotApplicable
 from graphopt.quant.choose import Division, cheapest
 from graphopt.quant.costs import Costs, LatencyTable, machine_name, measure_costs
+from graphopt.quant.debug import trace
 from graphopt.quant.dynamic_form import DynamicForm
 from graphopt.quant.explain import explain
 from graphopt.quant.measure import (
@@ -42,7 +43,7 @@ _SEARCH_SECONDS = 30.0
 # Forms that are measured whole: the fastest division and some that add less noise.
 _DIVISIONS = 6
 _QUALITY_ROWS = 256
-# Kinds of forms whose fastest member takes this much longer than the fastest of all are not searched.
+# Kinds of forms whose fastest member takes this much longer than the fastest are not searched.
 _NEAR = 1.05
 # Signal-to-noise ratio in dB from which on a dynamic form is accurate enough without a budget: a
 # mean cosine of 0.995.
@@ -64,6 +65,7 @@ class Options:
         skip: Glob patterns of names of nodes or values, and operators, that stay as they are.
         budget: What has to be kept of the original.
         threads: Threads within an operator, when latency is measured.
+        debug: Tell of every tensor what quantization does to it.
     """
 
     form: Literal["auto", "static", "dynamic"] = "auto"
@@ -74,6 +76,7 @@ class Options:
     skip: tuple[str, ...] = ()
     budget: Budget = dataclasses.field(default_factory=Budget)
     threads: int = 1
+    debug: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +179,12 @@ class _Quantizer:
         chosen, reason = best(candidates, self.options.budget)
         self.details["candidates"] = [*self.details.pop("tried", []), *summary(candidates)]
         self.details["chosen"] = None if chosen is None else chosen.name
-        if form is not None:
-            self.details["nodes"] = explain(self.units, form, costs, chosen)
+        self.details["nodes"] = explain(self.units, self.dynamic, chosen, form=form, costs=costs)
+        if form is not None and self.options.debug:
+            # Where none is taken, the fastest one tells what was wrong with it.
+            traced = next((c for c in (chosen, *candidates) if c and c.integer), None)
+            if traced is not None:
+                self.debug(form, traced, batches[0])
         if chosen is not None and chosen.quality is not None:
             reason = f"{reason}; {chosen.quality} on {chosen.quality.samples} samples"
         return Outcome(None if chosen is None else chosen.model, reason, self.details)
@@ -190,8 +197,19 @@ class _Quantizer:
     def without_data(self) -> Outcome:
         """Dynamic quantization of all products, since nothing can be tried."""
         model = self.dynamic.written(self.model, None, self.finish)
-        self.details["chosen"] = "dynamic"
+        chosen = Candidate("dynamic", model, dynamic=self.dynamic.names | self.dynamic.recurrent)
+        self.details["chosen"] = chosen.name
+        self.details["nodes"] = explain(self.units, self.dynamic, chosen)
         return Outcome(model, "dynamic, without samples to judge it by", self.details)
+
+    def debug(self, form: StaticForm, traced: Candidate, batches: list[Feeds]) -> None:
+        """Report what quantization does to every tensor of a static form."""
+        assert self.data is not None
+        report = trace(
+            traced.name, self.units, form, traced.integer, batches, self.data,
+            executor=self.executor, cache=self.cache,
+        )  # fmt: skip
+        self.details["debug"] = report.to_json()
 
     def batches(self) -> tuple[list[Feeds], list[Feeds]]:
         """Batches to try forms on, and others to judge the result by where there are enough."""
@@ -311,7 +329,7 @@ class _Quantizer:
             self.finish(model)
             count = len(division.integer)
             name = f"static, {count} of {len(names)} nodes"
-            found.append(Candidate(name, model, division.integer))
+            found.append(Candidate(name, model, division.integer, products))
         return found
 
 

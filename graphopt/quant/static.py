@@ -81,17 +81,21 @@ class StaticForm:
         """The units of a copy of the model."""
         return Units(model, self.scheme, skip=self.skip)
 
-    def write(self, rw: Rewriter, chosen: Collection[str] | None = None) -> None:
+    def write(self, rw: Rewriter, chosen: Collection[str] | None = None) -> dict[str, str]:
         """Quantize units of a model in place.
 
         Args:
             rw: Rewriter of a copy of the model.
             chosen: Names of the units; all of them if None.
+
+        Returns:
+            Which value stands for which; see :func:`emit_static`.
         """
         units = self.units(rw.model)
         names = {u.name for u in units} if chosen is None else chosen
-        emit_static(rw, units, names, self.params, self.weights)
+        stand_ins = emit_static(rw, units, names, self.params, self.weights)
         rw.remove_initializers()
+        return stand_ins
 
     def quantized(self, model: ir.Model, chosen: Collection[str] | None = None) -> ir.Model:
         """A quantized copy of a model; see :meth:`write`."""

@@ -14,7 +14,7 @@ from graphopt import ir
 from graphopt.errors import CalibrationError
 from graphopt.runtime import Feeds, open_session
 
-__all__ = ["Quality", "Trial"]
+__all__ = ["Quality", "Trial", "decibels", "difference", "square"]
 
 _WORKERS = 2
 
@@ -76,7 +76,7 @@ class Trial:
         if not self._names:
             raise CalibrationError("the model has no float output to compare")
         self._energy = {
-            n: math.fsum(_square(_finite(r[n])) for r in self._reference) for n in self._names
+            n: math.fsum(square(_finite(r[n])) for r in self._reference) for n in self._names
         }
 
     def noise(self, model: ir.Model) -> float:
@@ -113,7 +113,7 @@ class Trial:
         rows: dict[str, int] = {}
         for name in self._names:
             energy, noise = self._energy[name], self._noise(name, found)
-            ratios.append(_decibels(energy, noise))
+            ratios.append(decibels(energy, noise))
             for one, other in zip(self._reference, found, strict=True):
                 fits = one[name].shape == other[name].shape
                 a = _rows(one[name])
@@ -135,23 +135,24 @@ class Trial:
             return [session.run(feeds) for feeds in self.batches]
 
     def _noise(self, name: str, found: Sequence[dict[str, Any]]) -> float:
-        parts = [_difference(a[name], b[name]) for a, b in zip(self._reference, found, strict=True)]
+        parts = [difference(a[name], b[name]) for a, b in zip(self._reference, found, strict=True)]
         return math.fsum(parts) if all(map(math.isfinite, parts)) else math.inf
 
 
-def _square(array: Any) -> float:
+def square(array: Any) -> float:
+    """Energy of an array."""
     flat = np.asarray(array, np.float64).reshape(-1)
     return float(flat @ flat)
 
 
-def _difference(one: Any, other: Any) -> float:
+def difference(one: Any, other: Any) -> float:
     """Energy of the difference; infinite where the two do not compare."""
     if one.shape != other.shape:
         return math.inf
     odd = ~(np.isfinite(one) & np.isfinite(other))
     if odd.any() and not np.array_equal(one[odd], other[odd], equal_nan=True):
         return math.inf
-    return _square(_finite(one) - _finite(other))
+    return square(_finite(one) - _finite(other))
 
 
 def _finite(array: Any) -> Any:
@@ -160,7 +161,8 @@ def _finite(array: Any) -> Any:
     return np.where(np.isfinite(wide), wide, 0.0)
 
 
-def _decibels(energy: float, noise: float) -> float:
+def decibels(energy: float, noise: float) -> float:
+    """Ratio of energies in dB; infinite without noise."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(energy / noise) if energy > 0 and noise < math.inf else -math.inf

@@ -45,7 +45,8 @@ class QuantizeInt8(Pass):
     the target runs fastest. choose: measured, or all nodes that have a kernel. min-sqnr: least
     signal-to-noise ratio of the outputs, in dB. max-drop: largest share of predictions that may
     change, in percent. skip: patterns of nodes, values or operators that stay as they are. threads:
-    of an operator, when latency is measured.
+    of an operator, when latency is measured. debug: run the quantized model once more and report
+    noise, range and histogram of every tensor.
 
     Example: Relu(Conv(x, w, b)) -> DequantizeLinear(QuantizeLinear(Conv(DequantizeLinear(
     QuantizeLinear(x)), DequantizeLinear(w'), DequantizeLinear(b'))))
@@ -80,6 +81,7 @@ class QuantizeInt8(Pass):
         Raises:
             ValueError: One is out of bounds.
         """
+    debug: bool = False
         if not 50 < self.percentile <= 100:
             raise ValueError(f"a percentile of values is in (50, 100], not {self.percentile}")
         if self.threads < 1:
@@ -137,6 +139,7 @@ class QuantizeInt8(Pass):
         ir.infer_shapes(model)
         spelling = self.spelling
         if spelling == "auto":
+            debug=self.debug,
             spelling = scheme.spelling
         if spelling == "qdq":
             return
