@@ -19,7 +19,7 @@ __all__ = ["entropy_range"]
 _Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 _FINER = 16  # bins to a level at the full range, as in TensorRT: 2048 for 128
-_CANDIDATES = 128
+_CANDIDATES = 64
 _MOST_LEVELS = 1024
 
 
@@ -56,21 +56,20 @@ def entropy_range(seen: Histogram, levels: int, symmetric: bool) -> tuple[float,
 
 def _divergence(mass: _Floats, middle: _Floats, low: float, high: float, levels: int) -> float:
     """Divergence of the quantized distribution from the clipped one."""
-    inside = (middle >= low) & (middle <= high)
-    within = mass[inside]
+    first, end = np.searchsorted(middle, (low, high))
+    within = mass[first:end]
     if not within.any():
         return np.inf
     step = (high - low) / (levels - 1)
-    level = np.round(middle[inside] / step).astype(np.int64)
+    level = np.round(middle[first:end] / step).astype(np.int64)
     level -= level[0]
     filled = within > 0
     totals = np.bincount(level, within)
     share = np.bincount(level, filled)
     quantized = np.where(filled, totals[level] / np.maximum(share[level], 1), 0)
     clipped = within.copy()
-    first = int(np.argmax(inside))
     clipped[0] += mass[:first].sum()
-    clipped[-1] += mass[first + len(within) :].sum()
+    clipped[-1] += mass[end:].sum()
     p, q = clipped / clipped.sum(), quantized / quantized.sum()
     # What was clipped into an empty bin has no counterpart; a tiny one makes it count dearly.
     q = np.where((p > 0) & (q == 0), np.finfo(np.float64).tiny, q)
