@@ -100,7 +100,10 @@ class StaticForm:
     def quantized(self, model: ir.Model, chosen: Collection[str] | None = None) -> ir.Model:
         """A quantized copy of a model; see :meth:`write`."""
         copy = ir.clone(model)
-        self.write(Rewriter(copy), chosen)
+        rw = Rewriter(copy)
+        start = rw.mark()
+        self.write(rw, chosen)
+        rw.undo(start)  # where both neighbours compute on integers, nobody reads the way back
         return copy
 
     def divisions(

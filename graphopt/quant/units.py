@@ -90,7 +90,7 @@ class Units:
                 for value in found.inputs:
                     self._join(value, found.output)
                 for other in outputs(found)[1:]:
-                    self._join(other, found.output)
+                    self._join(found.output, other)
 
     def __iter__(self) -> Iterator[Unit]:
         """Iterate over the units in the order of the graph."""
