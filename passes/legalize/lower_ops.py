@@ -18,7 +18,16 @@ _RULES = (
     *spatial.RULES,
     *compositions.RULES,
 )
-_LOWERED = frozenset(op for r in _RULES for op in r.pattern.ops if not r.pattern.domain)
+# What rules lead to, in one way or another, where that is not the operator itself in another form.
+_LEADS_TO = {
+    "Clip": ({"Min", "Max"}, {"Relu"}),
+    "HardSigmoid": ({"Add", "Clip", "Mul"}, {"Add", "Mul", "Min", "Max"}),
+    "HardSwish": ({"Add", "Clip", "Mul"},),
+    "LayerNormalization": ({"Add", "Div", "Mul", "ReduceMean", "Sqrt", "Sub"},),
+    "Reciprocal": ({"Div"},),
+    "Softplus": ({"Abs", "Add", "Exp", "Log", "Neg", "Relu"},),
+    "Sum": ({"Add"},),
+}
 _ROUNDS = 8
 _INTEGER_FORM = {
     "GlobalAveragePool": "AveragePool",
@@ -66,7 +75,7 @@ class LowerOps(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Apply the rules to rejected nodes, in rounds: only between them all shapes are known."""
-        rw = ctx.rewriter()
+        rw, takes = ctx.rewriter(), _takes(ctx.target)
         for _ in range(_ROUNDS):
             rejected = _rejected(model, ctx.target)
             if self.integer:
@@ -74,10 +83,10 @@ class LowerOps(Pass):
             if not rejected:
                 break
             body = expand_functions(
-                {n.op_type for n in rejected if not n.domain} - {"CastLike"}, _takes(ctx.target)
+                {n.op_type for n in rejected if not n.domain} - {"CastLike"}, takes
             )
             rules = [*_RULES, *([] if body is None else [body])]
-            stats = apply_rules(rw, [_only(r, rejected) for r in rules])
+            stats = apply_rules(rw, [_only(r, rejected, takes) for r in rules])
             ctx.stats.applied += stats.applied
             ctx.stats.erased += stats.erased
             if not stats.applied:
@@ -106,16 +115,25 @@ def _float_only(model: ir.Model, target: Target) -> set[ir.Node]:
 
 
 def _takes(target: Target) -> Takes:
+    """Whether a target computes an operator, or what a rule makes of it."""
+
     def takes(op: str) -> bool:
-        return target.operators is None or op in target.operators or op in _LOWERED
+        if target.operators is None or op in target.operators:
+            return True
+        return any(all(map(takes, ways)) for ways in _LEADS_TO.get(op, ()))
 
     return takes
 
 
-def _only(each: Rule, nodes: set[ir.Node]) -> Rule:
-    """A rule that applies to some nodes only."""
+def _only(each: Rule, nodes: set[ir.Node], takes: Takes) -> Rule:
+    """A rule that applies to some nodes only, and where its result is of use."""
 
     def build(m: Match, rw: Rewriter) -> Replacement:
-        return each.build(m, rw) if m.root in nodes else None
+        if m.root not in nodes:
+            return None
+        ways = () if m.root.domain else _LEADS_TO.get(m.root.op_type, ())
+        if ways and not any(all(map(takes, way)) for way in ways):
+            return m.fail("the target lacks what it would be expressed by")
+        return each.build(m, rw)
 
     return dataclasses.replace(each, build=build)

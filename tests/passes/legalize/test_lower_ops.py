@@ -89,6 +89,8 @@ def test_hard_swish_in_full() -> None:
         ("Gelu", 20, "its definition needs Erf, which the target lacks"),
         ("Erf", 17, "the standard does not define Erf in terms of other operators"),
         ("Mish", 18, "its definition needs"),
+        ("Relu", 18, "its definition needs Max, which the target lacks"),
+        ("HardSwish", 18, "the target lacks what it would be expressed by"),
     ],
 )
 def test_what_cannot_be_expressed_stays(op: str, opset: int, why: str) -> None:
