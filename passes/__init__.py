@@ -44,6 +44,7 @@ from graphopt.passes.quantize import (
     QuantizeBias,
     QuantizeInt8,
     RepairQdq,
+    SuitIntegers,
     WidenQdq,
 )
 
@@ -81,6 +82,7 @@ PASSES = (
     LowerOps,
     ConvertFp16,
     EqualizeChannels,
+    SuitIntegers,
     QuantizeInt8,
     RepairQdq,
     PlaceQdq,

@@ -2,6 +2,7 @@
 
 from graphopt.calibration.collect import Watch, collect
 from graphopt.calibration.executors import open_executor
+from graphopt.calibration.fitting import fitting
 from graphopt.calibration.histogram import Histogram
 from graphopt.calibration.images import Preprocessing
 from graphopt.calibration.observers import ChannelStats, MinMax, MovingAverage, Observer
@@ -21,6 +22,7 @@ __all__ = [
     "Watch",
     "collect",
     "find_range",
+    "fitting",
     "from_batches",
     "load_data",
     "observer_for",

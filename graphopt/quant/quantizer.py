@@ -140,8 +140,10 @@ class _Quantizer:
         self.data, self.options, self.finish = data, options, finish
         self.executor, self.cache = executor, cache
         ir.infer_shapes(self.model)
-        self.unmeasurable = runs_here(target) if options.measured else "nothing is measured"
-        self.details: dict[str, Any] = {}
+        self.unmeasurable = (
+            runs_here(target) if options.measured else "every node with an integer kernel counts"
+        )
+        self.details: dict[str, Any] = {"unmeasured": self.unmeasurable}
         self.units = Units(self.model, scheme, skip=options.skip)
         self.dynamic = DynamicForm(self.model, scheme, target, options.skip)
 

@@ -376,6 +376,13 @@ _KERNELS: Mapping[str, IntegerKernel] = {
     "Reshape": _MOVES,
     "Resize": _MOVES,
     "Transpose": _MOVES,
+    # No form between DequantizeLinear and QuantizeLinear, but one of uint8 tensors.
+    "MaxPool": IntegerKernel(
+        passes_through=True,
+        on_integers=True,
+        where=since(12),
+        source="nnapi_builtin/builders/impl/pool_op_builder.cc, HasSupportedInputOutputsImpl",
+    ),
 }
 
 NNAPI = Target(

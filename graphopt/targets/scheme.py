@@ -80,6 +80,8 @@ class IntegerKernel:
         granularity: Of the weight, where the operator takes less than the scheme's format offers.
         bias: Input that is a bias, or None.
         passes_through: The output holds elements of the input and so has its scale and zero point.
+        on_integers: An operator that moves data has to stand directly on integers, whatever the
+            scheme says of others.
         output: Scale and zero point that the operator fixes for its output, or None.
         float_output: In static form it may give floating point numbers, too: a last node needs no
             QuantizeLinear behind it.
@@ -95,6 +97,7 @@ class IntegerKernel:
     granularity: Literal["tensor", "channel", "block"] | None = None
     bias: int | None = None
     passes_through: bool = False
+    on_integers: bool = False
     output: tuple[float, int] | None = None
     float_output: bool = False
     where: Predicate | None = None

@@ -6,16 +6,23 @@ import dataclasses
 from typing import Any, Literal
 
 from graphopt import Context, Exactness, NotApplicable, Pass, UnsupportedFeature, ir
-from graphopt.calibration import METHODS, Samples, from_batches
+from graphopt.calibration import METHODS, fitting
 from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.passes.quantize.lower_qdq import LowerQdq
 from graphopt.passes.quantize.pad_channels import PadChannels
+from graphopt.passes.quantize.suit_integers import SuitIntegers
 from graphopt.quant import Budget, Options, quantize
 from graphopt.targets import Scheme
 
 __all__ = ["QuantizeInt8"]
 
 _OPSET = 13  # scales per channel
+_INTEGER_OPS = frozenset(
+    {
+        "ConvInteger", "DequantizeLinear", "GatherBlockQuantized", "MatMulInteger",
+        "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QuantizeLinear",
+    }
+)  # fmt: skip
 
 Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse", "distribution"]
 
@@ -74,6 +81,7 @@ class QuantizeInt8(Pass):
     max_drop: float | None = None
     skip: tuple[str, ...] = ()
     threads: int = 1
+    debug: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -81,7 +89,6 @@ class QuantizeInt8(Pass):
         Raises:
             ValueError: One is out of bounds.
         """
-    debug: bool = False
         if not 50 < self.percentile <= 100:
             raise ValueError(f"a percentile of values is in (50, 100], not {self.percentile}")
         if self.threads < 1:
@@ -99,11 +106,12 @@ class QuantizeInt8(Pass):
         if not self.per_channel:
             weight = dataclasses.replace(scheme.weight, granularity="tensor")
             scheme = dataclasses.replace(scheme, weight=weight)
-        data = None
-        if ctx.data is not None:
-            data = ctx.data if isinstance(ctx.data, Samples) else from_batches(ctx.data, model)
+        data = None if ctx.data is None else fitting(ctx.data, model)
+        source = ir.clone(_at_opset(model))
+        ir.infer_shapes(source)
+        SuitIntegers().run(source, Context(source, ctx.target))
         found = quantize(
-            _at_opset(model), ctx.target, scheme, data, self._options(),
+            source, ctx.target, scheme, data, self._options(),
             finish=lambda m: self._finish(m, ctx, scheme), executor=ctx.executor, cache=ctx.cache,
         )  # fmt: skip
         ctx.details.update(found.details)
@@ -132,6 +140,7 @@ class QuantizeInt8(Pass):
             skip=self.skip,
             budget=Budget(self.min_sqnr, self.max_drop),
             threads=self.threads,
+            debug=self.debug,
         )
 
     def _finish(self, model: ir.Model, ctx: Context, scheme: Scheme) -> None:
@@ -139,7 +148,6 @@ class QuantizeInt8(Pass):
         ir.infer_shapes(model)
         spelling = self.spelling
         if spelling == "auto":
-            debug=self.debug,
             spelling = scheme.spelling
         if spelling == "qdq":
             return
@@ -164,6 +172,6 @@ def _at_opset(model: ir.Model) -> ir.Model:
 
 def _is_quantized(model: ir.Model) -> bool:
     return any(
-        n.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger")
+        n.op_type in _INTEGER_OPS or n.op_type.startswith(("QLinear", "DynamicQuantize"))
         for n in ir.all_nodes(model)
     )
