@@ -121,6 +121,9 @@ PIPELINES = {
         "fixpoint{max=4}(repair-qdq,deduplicate-initializers,eliminate-common-subexpressions),"
         "place-qdq,repair-qdq,deduplicate-initializers,eliminate-dead"
     ),
+    # Smaller numbers: both need a target that computes on them, int8 needs samples.
+    "int8": "O2,quantize-int8",
+    "fp16": "O2,convert-fp16",
     # All there is, whatever time it takes.
     "O3": "O2,onnxsim,fixpoint{max=3}(O1,O2)",
 }
