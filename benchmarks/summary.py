@@ -22,7 +22,7 @@ SECTIONS = {
     "corpus_free_dims": ("The same with every dimension symbolic",
                          "corpus.py --free-dims --json benchmarks/results/corpus_free_dims.json"),
     "real_models": ("Real models on real data", "real_models.py"),
-    "nnapi_export": ("CNNs exported to NNAPI", "nnapi_export.py"),
+    "nnapi_export": ("CNNs exported to NNAPI", "nnapi_export.py --samples 500 --calibrate 128"),
     "repair": ("Other tools' int8 models, repaired", "repair.py --peer quark=PYTHON "
                "--peer modelopt=PYTHON --peer nncf=PYTHON"),
     "calibration": ("Calibration", "calibration.py"),

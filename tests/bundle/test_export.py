@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import graphopt
@@ -20,6 +21,7 @@ from graphopt import (
     ir,
     targets,
 )
+from graphopt.runtime.oracle import Oracle
 
 
 def toy(*operators: str, **facts: object) -> Target:
@@ -174,3 +176,30 @@ def test_strings_and_integers_can_be_made_up(tmp_path: Path) -> None:
     done = run_script(tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "a: tensor(string) (1,)" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits_vgg", "digits_resnet", "digits_mobilenet"])
+def test_int8_for_nnapi_is_one_partition(tmp_path: Path, models_dir: Path, name: str) -> None:
+    from onnxruntime.tools.mobile_helpers.usability_checker import check_nnapi_partitions
+
+    source = models_dir / f"{name}.onnx"
+    result = graphopt.export(
+        source, "nnapi", tmp_path / "out",
+        passes="O2,quantize-int8{choose=all rounding=nearest}",
+        data=models_dir / "digits_calib.npz",
+    )  # fmt: skip
+    assert result.manifest["quantization"] == "u8s8"
+    assert result.manifest["violations"] == []
+    exported = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "out" / "model.onnx"))
+    found = check_nnapi_partitions(exported, True)
+    assert (found.num_partitions, found.unsupported_ops) == (1, set())
+    assert found.num_supported_nodes == len(exported.graph.node)
+    with np.load(models_dir / "digits_test.npz") as test:
+        images = [{"image": image[None]} for image in test["image"][:100]]
+    oracle = Oracle(ir.load(source), data=images, samples=100, accepts=result.model)
+    compared = oracle.check(result.model, "lossy")
+    assert compared.ok, compared.reason
+    assert compared.sqnr_db is not None
+    assert compared.sqnr_db > 20
+    assert run_script(tmp_path / "out").returncode == 0
