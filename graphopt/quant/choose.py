@@ -66,14 +66,14 @@ def cheapest(
 
     def pay(inside: object, outside: object, cost: float) -> None:
         """Add a cost for ``inside`` to be integer while ``outside`` is in floating point."""
-        if graph.has_edge(inside, outside):
-            graph[inside][outside]["capacity"] += cost
-        else:
-            graph.add_edge(inside, outside, capacity=cost)
+        before = graph.get_edge_data(inside, outside, {"capacity": 0.0})
+        if "capacity" in before:  # not forced
+            graph.add_edge(inside, outside, capacity=before["capacity"] + cost)
 
     def force(first: object, then: object) -> None:
         """Let ``first`` be integer only if ``then`` is."""
-        graph.add_edge(first, then)  # without a capacity it cannot be cut
+        graph.add_edge(first, then)
+        graph[first][then].pop("capacity", None)  # without one it cannot be cut
 
     written = {v: unit for unit in units for v in outputs(unit)}
     for unit in units:
