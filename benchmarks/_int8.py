@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -22,10 +23,8 @@ from graphopt.runtime import Latency, interleaved, open_session
 Feeds = dict[str, Any]
 Outputs = list[dict[str, Any]]
 
-INT8 = "O2,quantize-int8"
-TARGET = "cpu-x64"
 _CALIBRATION = 512
-_TIMEOUT = 3600.0
+TIMEOUT = 3600.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Task:
         batches: Inputs to judge by.
         inputs: Inputs to measure latency with, by their size in words.
         labels: What the rows of the first output should be, of classifiers.
-        array: The calibration samples as a .npy file, of models with one input.
+        reference: What the original computes from ``batches``.
     """
 
     model: Path
@@ -46,13 +45,17 @@ class Task:
     batches: list[Feeds]
     inputs: dict[str, Feeds]
     labels: np.ndarray | None = None
-    array: Path | None = None
     reference: Outputs = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """Stem of the model's file."""
         return self.model.stem
+
+    @property
+    def array(self) -> Path:
+        """The calibration samples of a model with one input, as a .npy file."""
+        return self.data.with_suffix(".npy")
 
 
 def tasks(folder: Path) -> dict[str, Callable[[], Task]]:
@@ -88,16 +91,15 @@ def _images(
     sizes: tuple[int, ...],
 ) -> Task:
     """A task whose model takes images."""
-    data, array = folder / f"{model.stem}-calib.npz", folder / f"{model.stem}-calib.npy"
-    np.savez(data, **{name: calibration})
-    np.save(array, calibration)
+    arrays: dict[str, Any] = {name: calibration}
+    np.savez(folder / f"{model.stem}-calib.npz", **arrays)
+    np.save(folder / f"{model.stem}-calib.npy", calibration)
     return Task(
         model=model,
-        data=data,
+        data=folder / f"{model.stem}-calib.npz",
         batches=[{name: pixels[i : i + batch]} for i in range(0, len(pixels), batch)],
         inputs={f"batch {n}": {name: pixels[:n]} for n in sizes},
         labels=labels,
-        array=array,
     )
 
 
@@ -150,7 +152,8 @@ def _silero(folder: Path) -> Task:
     half = len(feeds) // 2
     picked = feeds[: half : max(1, half // _CALIBRATION)]
     data = folder / "silero_vad-calib.npz"
-    np.savez(data, **{name: np.stack([f[name] for f in picked]) for name in feeds[0]})
+    arrays: dict[str, Any] = {name: np.stack([f[name] for f in picked]) for name in feeds[0]}
+    np.savez(data, **arrays)
     return Task(model, data, feeds[half:], {"1 chunk": feeds[half]})
 
 
@@ -167,22 +170,18 @@ def _minilm(folder: Path) -> Task:
 # --- making and judging forms --------------------------------------------------------------------
 
 
-def optimize(
-    task: Task, output: Path, *, passes: str = INT8, target: str = TARGET
-) -> tuple[Child, dict[str, Any]]:
+def optimize(task: Task, output: Path, passes: str, target: str) -> tuple[Child, dict[str, Any]]:
     """Run ``graphopt optimize`` in a process of its own.
 
     Returns:
         How it went, and its JSON report; an empty one where it failed.
     """
-    import json
-
     report = output.with_suffix(".json")
-    command = [
+    command: list[str | Path] = [
         "optimize", task.model, "-o", output, "--passes", passes, "--target", target,
         "--data", task.data, "--json", report,
     ]  # fmt: skip
-    child = run_child(graphopt_cli(*command), timeout=_TIMEOUT)
+    child = run_child(graphopt_cli(*command), timeout=TIMEOUT)
     if child.code or not report.exists():
         return child, {}
     return child, json.loads(report.read_text(encoding="utf-8"))

@@ -26,9 +26,10 @@ from _common import (
     table,
     write_json,
 )
-from _int8 import INT8, TARGET, Task, figures, latency, optimize, outputs, tasks
+from _int8 import TIMEOUT, Task, figures, latency, optimize, outputs, tasks
 
 OURS, FP32 = "graphopt", "fp32"
+INT8, TARGET = "O2,quantize-int8", "cpu-x64"
 # Whether or not it pays, so that a mobile net that is fast as it is shows how accurate it would be.
 ALL_NODES = "O2,quantize-int8{choose=all}"
 PER_TENSOR = "O2,quantize-int8{per-channel=false choose=all spelling=qdq}"
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             task = known[name]()
             task.reference.extend(outputs(task.model, task.batches))
             ours = Form(task, OURS, folder)
-            ours.child, ours.report = optimize(task, ours.path)
+            ours.optimized(INT8, TARGET)
             if name in BARS:
                 rows += compare(task, ours, folder, options)
             choices.append(choice(task, ours, options.seconds))
@@ -111,6 +112,16 @@ class Form:
         self.path = folder / f"{task.name}-{label}.onnx"
         self.child: Child | None = None
         self.report: dict[str, Any] = {}
+
+    def took(self, child: Child) -> None:
+        """Keep how the process went, and show that something happens."""
+        self.child = child
+        print(f"{self.task.name}, {self.name}: {child.wall:.0f} s", flush=True)
+
+    def optimized(self, passes: str, target: str) -> None:
+        """Let graphopt make it."""
+        child, self.report = optimize(self.task, self.path, passes, target)
+        self.took(child)
 
     def row(self) -> dict[str, Any]:
         """What is known without running the model, or why there is none."""
@@ -137,7 +148,7 @@ def compare(task: Task, ours: Form, folder: Path, options: Any) -> list[dict[str
     if task.name in MOBILE:
         for name, (passes, target, _) in MOBILE_FORMS.items():
             form = Form(task, name, folder)
-            form.child, form.report = optimize(task, form.path, passes=passes, target=target)
+            form.optimized(passes, target)
             untimed.append(form)
         if not options.skip_peers:
             untimed += peers(task, PER_TENSOR_PEERS, folder)
@@ -188,10 +199,14 @@ def peers(task: Task, wanted: dict[str, str], folder: Path) -> list[Form]:
     forms = []
     for name, style in wanted.items():
         form = Form(task, name, folder)
-        script = [sys.executable, HERE / "_int8_peers.py", style, task.model, task.array, form.path]
-        form.child = run_child(script, timeout=3600)
+        form.took(run(sys.executable, "_int8_peers.py", style, task.model, task.array, form.path))
         forms.append(form)
     return forms
+
+
+def run(python: str, script: str, *args: str | Path) -> Child:
+    """Run a script of this folder in a process of its own."""
+    return run_child([python, HERE / script, *args], timeout=TIMEOUT)
 
 
 def foreign(task: Task, folder: Path, given: list[str]) -> list[Form]:
@@ -204,12 +219,11 @@ def foreign(task: Task, folder: Path, given: list[str]) -> list[Form]:
             continue
         prepared = folder / f"{task.name}-prepared.onnx"
         if not prepared.exists():
-            script = [sys.executable, HERE / "_int8_peers.py", "prepare", task.model, "", prepared]
-            if (done := run_child(script)).code:
+            done = run(sys.executable, "_int8_peers.py", "prepare", task.model, "", prepared)
+            if done.code:
                 raise SystemExit(f"{task.name}: ONNX Runtime does not prepare it: {done.reason()}")
         form = Form(task, name, folder)
-        script = [pythons[tool], HERE / "_foreign.py", tool, prepared, task.array, form.path]
-        form.child = run_child(script, timeout=3600)
+        form.took(run(pythons[tool], "_foreign.py", tool, prepared, task.array, form.path))
         forms.append(form)
     return forms
 
@@ -224,6 +238,8 @@ def choice(task: Task, ours: Form, seconds: float) -> dict[str, Any]:
         record["details"].get("chosen") if record["status"] == "ok" else None
     ) or "none"
     row["reason"] = record["reason"] or "; ".join(record["remarks"])
+    if record["status"] not in ("ok", "not-applicable"):
+        row["missed"].append(f"{task.name}: {record['name']} {record['status']}: {row['reason']}")
     for size, feeds in task.inputs.items():
         timing = latency({FP32: task.model, OURS: ours.path}, feeds, seconds)[OURS]
         row[f"time, {size}"] = timing.ratio
@@ -243,7 +259,7 @@ def report(rows: list[dict[str, Any]], choices: list[dict[str, Any]]) -> str:
         shown += [
             (row["model"], row.get("choice"), size, ratio, row.get("sqnr_db"), row.get("agree"),
              row.get("error") or row["reason"])
-            for size, ratio in (times or {None: None}).items()
+            for size, ratio in (times or {"": None}).items()
         ]  # fmt: skip
     title = f"Time of `{INT8}` for {TARGET} in units of the original's, and what was chosen"
     headers = ("model", "choice", "input", "time", "SQNR dB", "agree %", "reason")
