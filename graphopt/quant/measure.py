@@ -39,7 +39,7 @@ class Budget:
 
     def obstacle(self, quality: Quality) -> str | None:
         """Why a quality is not within the budget, or None if it is."""
-        if self.sqnr_db is not None and quality.sqnr_db < self.sqnr_db:
+        if self.sqnr_db is not None and not quality.sqnr_db >= self.sqnr_db:  # NaN neither
             return f"SQNR {quality.sqnr_db:.1f} dB is below {self.sqnr_db:g} dB"
         if self.drop is not None:
             if quality.agreement is None:
@@ -98,7 +98,8 @@ def settings(feeds: Feeds, model: ir.Model) -> list[Feeds]:
     free = (
         len(firsts) == 1 and not isinstance(next(iter(firsts)), int) and len(arrays) == len(feeds)
     )
-    if not free or not arrays or any(a.ndim == 0 or len(a) < 2 for a in arrays):
+    lengths = {len(a) if a.ndim else 0 for a in arrays}
+    if not free or len(lengths) != 1 or max(lengths) < 2:
         return [feeds]
     return [{name: v[:1] for name, v in feeds.items()}, feeds]
 
@@ -178,7 +179,7 @@ def best(candidates: Sequence[Candidate], budget: Budget) -> tuple[Candidate | N
         )
         return None, f"no int8 form keeps within the budget: {obstacle}"
     if not measured:
-        return within[0], "its latency cannot be measured here"
+        return within[0], "its latency was not measured"
     limit = min(c.ratio for c in within) * _SLACK
     if budget != Budget():
         chosen = min(within, key=lambda c: c.ratio)
