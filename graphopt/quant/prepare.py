@@ -114,8 +114,12 @@ def fit_bias(found: QParams, bias: Array, x: QParams, weight: Array) -> QParams:
     size = np.abs(bias).astype(np.float64)
     least = size / float(x.scale) / _ROOM
     if found.axis is None:
-        raised = np.asarray(max(float(found.scale), float(least.max(initial=0))), np.float32)
-        return dataclasses.replace(found, scale=raised)
+        largest = float(size.max(initial=0))
+        if largest and not weight.any():
+            wanted = largest / float(x.scale) / _STEPS
+        else:
+            wanted = max(float(found.scale), float(least.max(initial=0)))
+        return dataclasses.replace(found, scale=np.asarray(wanted, np.float32))
     others = tuple(i for i in range(weight.ndim) if i != found.axis % weight.ndim)
     dead = ~weight.any(axis=others)
     scale = np.maximum(found.scale.astype(np.float64), least)
