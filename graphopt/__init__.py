@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphopt import analyses, calibration, errors, ir, runtime, targets, testing
-    from graphopt.api import bench, load, optimize, save, verify
+    from graphopt.api import bench, load, optimize, quantize, save, verify
     from graphopt.errors import (
         CalibrationError,
         ConfigError,
         ExportError,
         FrontendError,
+        GoalNotMet,
         GraphOptError,
         NotApplicable,
         NumericalMismatch,
@@ -58,10 +59,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "api": ("bench", "load", "optimize", "save", "verify"),
+    "api": ("bench", "load", "optimize", "quantize", "save", "verify"),
     "errors": (
-        "CalibrationError", "ConfigError", "ExportError", "FrontendError", "GraphOptError",
-        "NotApplicable", "NumericalMismatch", "PassFailed", "PipelineSyntaxError",
+        "CalibrationError", "ConfigError", "ExportError", "FrontendError", "GoalNotMet",
+        "GraphOptError", "NotApplicable", "NumericalMismatch", "PassFailed", "PipelineSyntaxError",
         "RuntimeUnavailable", "SessionError", "StructureError", "TargetError", "UnknownPassError",
         "UnsupportedFeature", "VerificationError",
     ),
@@ -97,6 +98,7 @@ __all__ = [
     "ExportError",
     "FrontendError",
     "Fuel",
+    "GoalNotMet",
     "GraphOptError",
     "Instrument",
     "Match",
@@ -145,6 +147,7 @@ __all__ = [
     "load_config",
     "optimize",
     "parse",
+    "quantize",
     "register",
     "rule",
     "runtime",

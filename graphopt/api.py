@@ -1,4 +1,4 @@
-"""What most users need: load, optimize, save, verify, bench."""
+"""What most users need: load, optimize, quantize, save, verify, bench."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt import ir
 from graphopt.errors import (
+    ConfigError,
+    GoalNotMet,
     RuntimeUnavailable,
     SessionError,
     TargetError,
     VerificationError,
 )
 from graphopt.frontends import load
-from graphopt.manager.base import Pass
+from graphopt.manager.base import Pass, Pipeline
 from graphopt.manager.instruments import Instrument
+from graphopt.manager.options import OptionError, Raw, build
+from graphopt.manager.registry import default_registry
 from graphopt.manager.runner import Objective, OracleMode, PassManager, Result
+from graphopt.manager.text import parse
 
 if TYPE_CHECKING:
     from graphopt.calibration import Samples
@@ -29,13 +34,14 @@ if TYPE_CHECKING:
     from graphopt.runtime.probe import Probe
     from graphopt.targets import Target
 
-__all__ = ["bench", "load", "optimize", "save", "verify"]
+__all__ = ["bench", "load", "optimize", "quantize", "save", "verify"]
 
 Data = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 # Batches of the user's data that two models are compared on unless told otherwise: their outputs
 # are kept in memory.
 _BATCHES = 32
+_QUANTIZE = "quantize-int8"
 
 
 def optimize(
@@ -118,6 +124,59 @@ def optimize(
     if batches is not None:  # what was converted shows when data is read
         remarks = result.report.remarks
         remarks += [each for each in batches.remarks if each not in remarks]
+    return result
+
+
+def quantize(
+    model: Any,
+    *,
+    data: Data | None = None,
+    target: str | Target = "cpu",
+    first: str = "O2",
+    inputs: Any = None,
+    executor: Executor | str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Result:
+    """Quantize a model to 8-bit integers where that makes it faster on the target.
+
+    This is :func:`optimize` with the pipeline ``O2,quantize-int8``, and errors where the model
+    cannot be quantized.
+
+    >>> result = quantize(
+    ...     "models/digits_transformer.onnx", data="models/digits_calib.npz",
+    ...     form="dynamic", choose="all", min_sqnr=30,
+    ... )
+    >>> result.report.passes[-1].details["chosen"]
+    'dynamic, 14 of 14 products'
+
+    Args:
+        model: Whatever :func:`load` reads. It is not modified.
+        data: Samples, as for :func:`optimize`. Without them only the dynamic form is possible.
+        target: Where the model will run.
+        first: Pipeline that runs before.
+        inputs: Example inputs, for a torch module.
+        executor: Where the samples run, as for :func:`optimize`.
+        cache: Folder where observations and measured times are kept.
+        **options: Options of the pass ``quantize-int8``, such as ``form``, ``max_drop``,
+            ``min_sqnr`` or ``skip``; ``graphopt passes quantize-int8`` explains them.
+
+    Returns:
+        The model and a report. Where no form in integers is faster, and no goal was set, the model
+        is in floating point and ``report.passes[-1]`` says why.
+
+    Raises:
+        FrontendError: The model cannot be read.
+        ConfigError: An option is wrong; or there is nothing to quantize, or no data to do it with.
+        CalibrationError: The data does not fit the model.
+        GoalNotMet: No form is faster and within ``max_drop`` and ``min_sqnr``, if they were given.
+        VerificationError: The quantized model failed its check.
+    """
+    pipeline = quantization(options, first)
+    result = optimize(
+        model, pipeline, inputs=inputs, target=target, data=data, executor=executor, cache=cache
+    )
+    require_quantized(result, pipeline)
     return result
 
 
@@ -235,6 +294,37 @@ def bench(
 # What the command line says more about than the functions above return.
 
 
+def quantization(options: Mapping[str, Any], first: str) -> Pipeline:
+    """The pipeline of :func:`quantize`.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
+    known = default_registry().get(_QUANTIZE)
+    try:
+        each: Pass = build(known, [(key, 0, Raw.of(value)) for key, value in options.items()])
+    except OptionError as e:
+        raise ConfigError(str(e)) from e
+    return Pipeline(passes=(*parse(first).passes, each))
+
+
+def require_quantized(result: Result, pipeline: Pipeline) -> None:
+    """Check what came of the pipeline of :func:`quantize`; see there for what it raises."""
+    report = result.report
+    record = next((r for r in reversed(report.passes) if r.name == _QUANTIZE), None)
+    if record is None:
+        raise ConfigError(f"the model cannot be quantized: {'; '.join(report.remarks)}")
+    if record.status == "ok":
+        return
+    if record.status == "reverted":
+        raise VerificationError(f"{record.text} was undone: it {record.reason}")
+    if "chosen" not in record.details:
+        raise ConfigError(f"the model cannot be quantized: {record.reason}")
+    asked: Any = pipeline.passes[-1]
+    if asked.min_sqnr is not None or asked.max_drop is not None:
+        raise GoalNotMet(record.reason or "no form of the model is within the goal")
+
+
 def judge(
     first: ir.Model,
     second: ir.Model,
@@ -245,7 +335,6 @@ def judge(
     batches: int,
 ) -> tuple[Comparison, Oracle]:
     """Compare two models; see :func:`verify`. Returns what it was compared on, too."""
-    from graphopt.errors import ConfigError
     from graphopt.manager.base import Exactness
     from graphopt.runtime.oracle import Oracle
 

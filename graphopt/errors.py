@@ -9,6 +9,7 @@
     ├── UnknownPassError         no pass or pipeline of that name (message suggests one)
     ├── ConfigError              a configuration file or option is wrong
     ├── NotApplicable            a pass lacks something it needs; the pipeline goes on without it
+    ├── GoalNotMet               no result is as good as was asked for
     ├── PassFailed               a pass raised or broke the model
     ├── VerificationError        a model is not what it has to be
     │   ├── StructureError       an invariant of the IR does not hold
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "ExportError",
     "FrontendError",
+    "GoalNotMet",
     "GraphOptError",
     "NotApplicable",
     "NumericalMismatch",
@@ -70,6 +72,10 @@ class ConfigError(GraphOptError):
 
 class NotApplicable(GraphOptError):  # noqa: N818 - a statement about a pass, not an error of the user
     """A pass lacks something it needs, such as calibration data."""
+
+
+class GoalNotMet(GraphOptError):  # noqa: N818 - names the outcome, not a failure
+    """No result is as good as was asked for; the message tells what was missed, and by how much."""
 
 
 class PassFailed(GraphOptError):  # noqa: N818 - reads as what happened

@@ -51,6 +51,7 @@ def beside_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         "docs/tutorial_pass.md",
         "docs/getting_started.md",
+        "docs/quantization.md",
         "docs/targets.md",
         "docs/export.md",
         "README.md",

@@ -17,6 +17,7 @@ __all__ = ["cli", "main"]
 # Verb -> what it does. Kept here so that --help loads none of the modules.
 _VERBS = {
     "optimize": "Run a pipeline over a model and write the result.",
+    "quantize": "Compute on 8-bit integers what is faster so.",
     "run": "Run what a TOML file describes.",
     "inspect": "Show operators, parameters, MACs, shapes and estimated cost.",
     "verify": "Compare the outputs of two models.",

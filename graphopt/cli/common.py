@@ -30,6 +30,7 @@ __all__ = [
     "seed_option",
     "show_json",
     "target_option",
+    "write_text",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -153,6 +154,16 @@ def show_json(data: dict[str, Any], file: str | None) -> bool:
         with output():
             click.echo(text, nl=False)
         return True
+    write_text(text, file)
+    return False
+
+
+def write_text(text: str, file: str) -> None:
+    """Write a file atomically, or into a device or pipe.
+
+    Raises:
+        ExportError: The file cannot be written.
+    """
     path = Path(file)
     try:
         if _special(path):
@@ -163,15 +174,15 @@ def show_json(data: dict[str, Any], file: str | None) -> bool:
             ir.atomic_write(Path(os.path.realpath(path)), text.encode())
     except OSError as e:
         raise ExportError(f"{file} cannot be written: {e.strerror or e}") from e
-    return False
 
 
-def check_json(file: str | None, *others: Path) -> None:
+def check_json(file: str | None, *others: Path, option: str = "--json") -> None:
     """Fail before the work if JSON cannot be written, or would overwrite another file.
 
     Args:
         file: The value of ``--json``.
         others: Files that the command reads or writes besides.
+        option: Another option that says where to write.
 
     Raises:
         ExportError: It cannot be written.
@@ -182,7 +193,7 @@ def check_json(file: str | None, *others: Path) -> None:
     path = Path(file)
     for other in others:
         if os.path.realpath(path) == os.path.realpath(other):
-            raise click.UsageError(f"--json would overwrite {other}")
+            raise click.UsageError(f"{option} would overwrite {other}")
     if not _special(path):
         check_writable(path)
 

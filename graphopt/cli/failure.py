@@ -9,6 +9,7 @@ import click
 
 from graphopt.errors import (
     FrontendError,
+    GoalNotMet,
     GraphOptError,
     PassFailed,
     SessionError,
@@ -24,6 +25,7 @@ _CODES: tuple[tuple[type[GraphOptError], int], ...] = (
     (PassFailed, 4),
     (VerificationError, 4),
     (TargetError, 5),
+    (GoalNotMet, 6),
     (GraphOptError, 2),
 )
 

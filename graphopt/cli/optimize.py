@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from graphopt.manager.instruments import Reproducer
     from graphopt.manager.runner import Result
 
-__all__ = ["command", "optimize"]
+__all__ = ["View", "command", "optimize", "print_files"]
+
+# Prints a result: to what, which, the files written, the bytes of the original, and how much.
+View: TypeAlias = "Callable[[Console, Result, list[Path], int | None, bool], None]"
 
 
 @click.command("optimize")
@@ -144,6 +148,8 @@ def optimize(
     json_file: str | None = None,
     verbose: bool = False,
     quiet: bool = False,
+    accept: Callable[[Result], None] | None = None,
+    view: View | None = None,
 ) -> None:
     """Run a configuration and report it.
 
@@ -158,9 +164,16 @@ def optimize(
         json_file: Where the report goes as JSON.
         verbose: Report what found nothing to do, too.
         quiet: Print nothing.
+        accept: Raises what is wrong with a result, which then is not written; where its goal is not
+            met, it is reported all the same.
+        view: Prints the result.
+
+    Raises:
+        GoalNotMet: What ``accept`` says.
     """
     from graphopt import api
     from graphopt.cli.progress import busy
+    from graphopt.errors import GoalNotMet
     from graphopt.manager.instruments import Reproducer
     from graphopt.targets import get
 
@@ -179,12 +192,20 @@ def optimize(
             allow_growth=config.allow_growth,
             seeds=config.seeds,
         )
+    missed: GoalNotMet | None = None
+    files: list[Path] = []
     try:
         with busy(f"reading {model.name}") as say:
             result, source_bytes = _run(config, model, dump, keeper, say)
             _check_verified(result, require_verified=require_verified)
-            say(f"writing {destination.name}")
-            files = api.save(result.model, destination, external_data=external_data)
+            try:
+                if accept is not None:
+                    accept(result)
+            except GoalNotMet as e:
+                missed = e
+            else:
+                say(f"writing {destination.name}")
+                files = api.save(result.model, destination, external_data=external_data)
         data = {
             **result.report.to_json(),
             "model": os.fspath(model),
@@ -192,10 +213,12 @@ def optimize(
         }
         if not show_json(data, json_file) and not quiet:
             with output() as out:
-                _show(out, result, files, source_bytes, verbose=verbose)
+                (view or _show)(out, result, files, source_bytes, verbose)
     finally:
         if keeper is not None and keeper.written is not None:
             click.echo(f"what reproduces the first failure is in {keeper.written}", err=True)
+    if missed is not None:
+        raise missed
 
 
 def _check_verified(result: Result, *, require_verified: bool) -> None:
@@ -244,11 +267,30 @@ def _run(
 
 
 def _show(
-    out: Console, result: Result, files: list[Path], before: int | None, *, verbose: bool
+    out: Console,
+    result: Result,
+    files: list[Path],
+    before: int | None,
+    verbose: bool,
 ) -> None:
-    from graphopt.manager.report_view import print_line, render
+    from graphopt.manager.report_view import render
 
     render(result.report, out, verbose=verbose)
+    print_files(out, files, before)
+
+
+def print_files(out: Console, files: list[Path], before: int | None) -> None:
+    """Print what was written, and its size.
+
+    Args:
+        out: Where to print.
+        files: The files; without any, nothing is printed.
+        before: Bytes of the original, if known.
+    """
+    from graphopt.manager.report_view import print_line
+
+    if not files:
+        return
     size = sum(file.stat().st_size for file in files)
     was = "" if before is None else f", was {before:,}"
     print_line(out, f"wrote {' and '.join(map(_shown, files))}: {size:,} bytes{was}")

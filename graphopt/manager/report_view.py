@@ -22,6 +22,7 @@ __all__ = [
     "describe_difference",
     "describe_feeds",
     "describe_lossy",
+    "describe_oracle",
     "format_bytes",
     "format_change",
     "format_seconds",
@@ -58,7 +59,7 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
     print_list(console, "remarks", dict.fromkeys(remarks))
     console.print()
     unchecked = report.oracle.get("verdict") == "unavailable"
-    print_line(console, _oracle(report.oracle), "bold yellow" if unchecked else "bold")
+    print_line(console, describe_oracle(report.oracle), "bold yellow" if unchecked else "bold")
     undone = dict.fromkeys(f"{each.text}: {each.reason}" for each in report.reverted)
     print_list(console, f"undone: {_count(len(undone), 'pass', 'passes')}", undone, "bold red")
     if undone:
@@ -166,7 +167,7 @@ def _aside(report: Report, console: Console, rows: list[PassRecord], *, verbose:
         print_line(console, f"{', '.join(found)} (--verbose lists them)")
 
 
-def _oracle(facts: Mapping[str, Any]) -> str:
+def describe_oracle(facts: Mapping[str, Any]) -> str:
     """Return what the oracle found, in a sentence."""
     verdict = facts.get("verdict", "not run")
     if verdict == "not run":

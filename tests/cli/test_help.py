@@ -16,7 +16,19 @@ from graphopt.cli import cli
 if TYPE_CHECKING:
     from .conftest import Run
 
-VERBS = ["optimize", "run", "inspect", "verify", "bench", "check", "export", "passes", "bisect", "doctor"]
+VERBS = [
+    "optimize",
+    "quantize",
+    "run",
+    "inspect",
+    "verify",
+    "bench",
+    "check",
+    "export",
+    "passes",
+    "bisect",
+    "doctor",
+]
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "numpy", "rich", "networkx"}
 
 
