@@ -102,7 +102,7 @@ class _Emitter:
                 self._move(unit)
 
     def _on_integers(self, unit: Unit) -> bool:
-        return unit.moves and self.units.scheme.moves == "integers"
+        return unit.moves and (unit.kernel.on_integers or self.units.scheme.moves == "integers")
 
     def _move(self, unit: Unit) -> None:
         """Let a unit that moves data read the integers that its input went through."""
