@@ -28,8 +28,8 @@ from _common import (
 )
 from _int8 import TIMEOUT, Task, figures, latency, optimize, outputs, tasks
 
-OURS, FP32 = "graphopt", "fp32"
-INT8, TARGET = "O2,quantize-int8", "cpu-x64"
+OURS, FP32, PLAIN = "graphopt", "fp32", "fp32 after O2"
+FLOAT, INT8, TARGET = "O2", "O2,quantize-int8", "cpu-x64"
 # Whether or not it pays, so that a mobile net that is fast as it is shows how accurate it would be.
 ALL_NODES = "O2,quantize-int8{choose=all}"
 PER_TENSOR = "O2,quantize-int8{per-channel=false choose=all spelling=qdq}"
@@ -86,11 +86,12 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             task = known[name]()
             task.reference.extend(outputs(task.model, task.batches))
-            ours = Form(task, OURS, folder)
+            plain, ours = Form(task, PLAIN, folder), Form(task, OURS, folder)
+            plain.optimized(FLOAT, TARGET)
             ours.optimized(INT8, TARGET)
             if name in BARS:
-                rows += compare(task, ours, folder, options)
-            choices.append(choice(task, ours, options.seconds))
+                rows += compare(task, plain, ours, folder, options)
+            choices.append(choice(task, plain, ours, options.seconds))
     print(report(rows, choices))
     missed = [m for row in (*rows, *choices) for m in row["missed"]]
     slow = [m for row in (*rows, *choices) for m in row["slow"]]
@@ -137,11 +138,13 @@ class Form:
         return row | figures(self.task.reference, found, self.task.labels)
 
 
-def compare(task: Task, ours: Form, folder: Path, options: Any) -> list[dict[str, Any]]:
+def compare(
+    task: Task, plain: Form, ours: Form, folder: Path, options: Any
+) -> list[dict[str, Any]]:
     """One network in the forms of all tools; the first are the original and graphopt's."""
     original = Form(task, FP32, folder)
     original.path = task.model
-    timed = [original, ours]
+    timed = [original, plain, ours]
     untimed: list[Form] = []
     if not options.skip_peers:
         timed += peers(task, PEERS, folder) + foreign(task, folder, options.peer)
@@ -162,7 +165,7 @@ def compare(task: Task, ours: Form, folder: Path, options: Any) -> list[dict[str
         for name in files:
             rows[name][f"ms, {size}"] = 1e3 * times[name].median
             rows[name][f"x, {size}"] = 1 / times[name].ratio
-        rivals = [n for n in files if n not in (FP32, OURS)]
+        rivals = [n for n in files if n not in (FP32, PLAIN, OURS)]
         if OURS in files and rivals:
             best = min(rivals, key=lambda n: times[n].ratio)
             share = times[best].ratio / times[OURS].ratio
@@ -228,7 +231,7 @@ def foreign(task: Task, folder: Path, given: list[str]) -> list[Form]:
     return forms
 
 
-def choice(task: Task, ours: Form, seconds: float) -> dict[str, Any]:
+def choice(task: Task, plain: Form, ours: Form, seconds: float) -> dict[str, Any]:
     """What became of a model, and whether it is as fast as before."""
     row = ours.row()
     if "error" in row:
@@ -241,10 +244,11 @@ def choice(task: Task, ours: Form, seconds: float) -> dict[str, Any]:
     if record["status"] not in ("ok", "not-applicable"):
         row["missed"].append(f"{task.name}: {record['name']} {record['status']}: {row['reason']}")
     for size, feeds in task.inputs.items():
-        timing = latency({FP32: task.model, OURS: ours.path}, feeds, seconds)[OURS]
-        row[f"time, {size}"] = timing.ratio
-        if timing.ratio > 1 + NOISE:
-            row["slow"].append(f"{task.name}, {size}: {timing.ratio:.2f} of the original's time")
+        files = {FP32: task.model, PLAIN: plain.path, OURS: ours.path}
+        times = latency(files, feeds, seconds)
+        row[f"times, {size}"] = found = (times[PLAIN].ratio, times[OURS].ratio)
+        if found[1] > 1 + NOISE:
+            row["slow"].append(f"{task.name}, {size}: {found[1]:.2f} of the original's time")
     return row
 
 
@@ -255,14 +259,14 @@ def report(rows: list[dict[str, Any]], choices: list[dict[str, Any]]) -> str:
         parts += [accuracy(rows), speed(rows)]
     shown = []
     for row in choices:
-        times = {k.removeprefix("time, "): v for k, v in row.items() if k.startswith("time, ")}
+        times = {k.removeprefix("times, "): v for k, v in row.items() if k.startswith("times, ")}
         shown += [
-            (row["model"], row.get("choice"), size, ratio, row.get("sqnr_db"), row.get("agree"),
+            (row["model"], row.get("choice"), size, *ratios, row.get("sqnr_db"), row.get("agree"),
              row.get("error") or row["reason"])
-            for size, ratio in (times or {"": None}).items()
+            for size, ratios in (times or {"": (None, None)}).items()
         ]  # fmt: skip
-    title = f"Time of `{INT8}` for {TARGET} in units of the original's, and what was chosen"
-    headers = ("model", "choice", "input", "time", "SQNR dB", "agree %", "reason")
+    title = f"Time for {TARGET} in units of the original's, and what was chosen"
+    headers = ("model", "choice", "input", FLOAT, INT8, "SQNR dB", "agree %", "reason")
     parts.append(table(headers, shown, title))
     return "\n".join(parts)
 
@@ -275,7 +279,7 @@ def accuracy(rows: list[dict[str, Any]]) -> str:
         bars = row["bars"]
         shown.append((
             row["model"], row["form"], *(_two(row.get(k)) for k in ("top1", "drop", "agree")),
-            None if row["form"] == FP32 else _two(row.get("sqnr_db")),
+            None if row["form"] in (FP32, PLAIN) else _two(row.get("sqnr_db")),
             ", ".join(f"{k.removesuffix('_db')} {v:g}" for k, v in bars.items()) or None,
             row.get("error") or (len(row["missed"]) if bars else None),
         ))  # fmt: skip
