@@ -44,7 +44,6 @@ from graphopt.passes.quantize import (
     QuantizeBias,
     QuantizeInt8,
     RepairQdq,
-    SuitIntegers,
     WidenQdq,
 )
 
@@ -82,7 +81,6 @@ PASSES = (
     LowerOps,
     ConvertFp16,
     EqualizeChannels,
-    SuitIntegers,
     QuantizeInt8,
     RepairQdq,
     PlaceQdq,

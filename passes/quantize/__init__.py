@@ -9,7 +9,6 @@ from graphopt.passes.quantize.place_qdq import PlaceQdq
 from graphopt.passes.quantize.quantize_bias import QuantizeBias
 from graphopt.passes.quantize.quantize_int8 import QuantizeInt8
 from graphopt.passes.quantize.repair_qdq import RepairQdq
-from graphopt.passes.quantize.suit_integers import SuitIntegers
 from graphopt.passes.quantize.widen_qdq import WidenQdq
 
 __all__ = [
@@ -22,6 +21,5 @@ __all__ = [
     "QuantizeBias",
     "QuantizeInt8",
     "RepairQdq",
-    "SuitIntegers",
     "WidenQdq",
 ]

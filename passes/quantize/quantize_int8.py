@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from graphopt import Context, Exactness, NotApplicable, Pass, UnsupportedFeature, ir
 from graphopt.calibration import METHODS, fitting
+from graphopt.passes.legalize import LowerOps
 from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.passes.quantize.lower_qdq import LowerQdq
 from graphopt.passes.quantize.pad_channels import PadChannels
-from graphopt.passes.quantize.suit_integers import SuitIntegers
 from graphopt.quant import Budget, Options, quantize
 from graphopt.targets import Scheme
 
@@ -109,7 +109,8 @@ class QuantizeInt8(Pass):
         data = None if ctx.data is None else fitting(ctx.data, model)
         source = ir.clone(_at_opset(model))
         ir.infer_shapes(source)
-        SuitIntegers().run(source, Context(source, ctx.target))
+        # In floating point, pooling and views that could compute on integers would part the graph.
+        LowerOps(integer=True).run(source, Context(source, ctx.target))
         found = quantize(
             source, ctx.target, scheme, data, self._options(),
             finish=lambda m: self._finish(m, ctx, scheme), executor=ctx.executor, cache=ctx.cache,
