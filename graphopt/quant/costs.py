@@ -16,6 +16,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.quant.units import Unit, Units
+from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds, ort
 from graphopt.runtime.kernels import KernelTime, kernel_times
 from graphopt.targets import Target
@@ -70,9 +71,10 @@ class LatencyTable:
         if self.path.exists():
             try:
                 held = dict(json.loads(self.path.read_text(encoding="utf-8")))
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError):
                 held = {}
         held[self.machine] = dict(sorted(self.entries.items()))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         ir.atomic_write(self.path, json.dumps(held, indent=1).encode())
 
 
@@ -91,10 +93,11 @@ def machine_name(target: Target, threads: int) -> str:
 def shaped(model: ir.Model, feeds: Feeds) -> ir.Model:
     """A copy of a model whose shapes are those that it has for some inputs."""
     copy = ir.clone(model)
+    rw = Rewriter(copy)
     for value in copy.graph.inputs:
         fed = feeds.get(value.name or "")
         if isinstance(fed, np.ndarray):
-            value.shape = ir.Shape(fed.shape)
+            rw.declare(value, fed.shape)
     for node in copy.graph:
         for value in node.outputs:
             value.shape = None
