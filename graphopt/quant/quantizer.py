@@ -197,7 +197,13 @@ class _Quantizer:
         return budget.obstacle(quality) is None and (budget != Budget() or quality.sqnr_db > _FINE)
 
     def without_data(self) -> Outcome:
-        """Dynamic quantization of all products, since nothing can be tried."""
+        """Dynamic quantization of all products, since nothing can be tried.
+
+        Raises:
+            NotApplicable: There is a budget, which has to be tried.
+        """
+        if self.options.budget != Budget():
+            raise NotApplicable("needs calibration data (--data), to see what is kept of accuracy")
         model = self.dynamic.written(self.model, None, self.finish)
         chosen = Candidate("dynamic", model, dynamic=self.dynamic.names | self.dynamic.recurrent)
         self.details["chosen"] = chosen.name
