@@ -6,6 +6,13 @@ share scales as well, depends on the model. So the ways to divide are tried on s
 group of coupled channels after the other: what counts is the noise at the outputs when the
 activations of the group and the weights around it are rounded.
 
+Clip with bounds does not commute with a factor. Of three ways to deal with it the third is best
+(SQNR of a small MobileNetV2 with one scale per tensor, 11.8 dB as it is): leave its channels alone
+(12.0 dB); put Relu in its place (30.0); keep its bounds, and let factors make no channel larger
+than the largest was (31.1). Then it cuts nothing of what was observed, but for channels that
+reached a bound before, where the noise that is measured tells whether they may do so elsewhere. It
+costs no time: the range of the quantizer behind does what Clip did.
+
 References:
     Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019).
 """
@@ -104,14 +111,14 @@ class _Way:
         return (text or "1") + (" mean" if self.mean else "")
 
 
+_STARTS = (_Way(1 / 3, 1 / 3, 1 / 3), _Way(0, 0.5, 0.5))
 _ALIKE = tuple(_Way(a) for a in (0.25, 0.5, 0.75, 1.0))
 _MEAN = tuple(_Way(w.activation, mean=True) for w in _ALIKE)
 # With a scale per output channel it makes no difference how large the weights of one are.
 _BY_INPUT = (_Way(0.5, into=0.5), _Way(0.5, into=0.25))
 _BY_WEIGHT = (
-    _Way(0, 0.5, 0.5),
     _Way(0.5, 0.25, 0.25),
-    _Way(1 / 3, 1 / 3, 1 / 3),
+    *_STARTS,
     _Way(0.5, 0.5, 0),
     _Way(0.25, 0.75, 0),
     _Way(0, 1, 0),
@@ -195,8 +202,7 @@ def find_factors(
 ) -> Equalized:
     """Try ways to make channels alike, one group of coupled channels at a time.
 
-    There are as many runs of the model on the trial's samples as there are groups times ways (at
-    most 15) times sweeps.
+    The model runs on the trial's samples once for each group and way (18 at most), sweep by sweep.
 
     Args:
         channels: The channels of the model.
@@ -206,15 +212,14 @@ def find_factors(
         sweeps: How often to go through the groups; each depends on its neighbours.
     """
     search = _Search(channels, units, trial, extents)
+    before = search.begin()
     for _ in range(sweeps):
         for group in search.groups:
             search.improve(group)
-    return Equalized(
-        search.factors,
-        sum(g.before for g in search.groups),
-        sum(g.noise for g in search.groups),
-        {g.name: str(g.way) for g in search.groups},
-    )
+    after = search.total()
+    if after > before:
+        return Equalized(np.ones(channels.count), before, before)
+    return Equalized(search.factors, before, after, {g.name: str(g.way) for g in search.groups})
 
 
 def weight_factors(channels: Channels) -> Array:
@@ -228,16 +233,13 @@ def weight_factors(channels: Channels) -> Array:
         ranges of the same size relative to the largest of their tensors.
     """
     factors = np.ones(channels.count)
-    weights = _weights(channels)
-    groups = [
-        np.unique(np.concatenate([_free(channels, v) for v in members]))
-        for members in channels.components()
-    ]
+    around = _Around(channels)
+    groups = [(ids, around.weights(ids)) for ids in map(around.ids, channels.components())]
     for _ in range(_SWEEPS):
         largest = 0.0
-        for ids in groups:
-            out, into = _ranges(weights, factors, channels.count)
-            step = np.sqrt(out[ids] / into[ids])
+        for ids, weights in groups:
+            out, into = _ranges(weights, factors, ids)
+            step = np.sqrt(out / into)
             step /= np.exp(np.log(step).mean())
             factors[ids] *= step
             largest = max(largest, float(np.abs(np.log(step)).max()))
@@ -246,9 +248,36 @@ def weight_factors(channels: Channels) -> Array:
     return factors
 
 
-def _free(channels: Channels, value: ir.Value) -> Array:
-    ids = channels.labels[value].ids
-    return ids[channels.free[ids]]
+class _Around:
+    """What there is around channels."""
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self._folds: dict[int, dict[Fold, None]] = {}
+        for fold in channels.folds:
+            for ids in (fold.multiply, fold.divide):
+                for k in np.unique(ids) if ids is not None else ():
+                    self._folds.setdefault(int(k), {})[fold] = None
+
+    def ids(self, members: Iterable[ir.Value]) -> Array:
+        """The free classes of some tensors."""
+        ids = np.unique(np.concatenate([self.channels.labels[v].ids for v in members]))
+        return np.asarray(ids[self.channels.free[ids]])
+
+    def folds(self, ids: Array) -> list[Fold]:
+        """Constants that take up factors of some classes."""
+        return list({fold: None for k in ids for fold in self._folds.get(int(k), ())})
+
+    def weights(self, ids: Array) -> list[tuple[Fold, Array]]:
+        """Magnitudes of those that are multiplied with channels."""
+        found = []
+        for fold in self.folds(ids):
+            data = ir.array(fold.node.inputs[fold.index])
+            if data is not None and fold.index == 1 and fold.node.op_type in _WEIGHTED:
+                size = np.abs(data.astype(np.float64))
+                # Of the taps of a kernel, all of which take the same factors, the largest.
+                found.append((fold, size.reshape(*size.shape[:2], -1).max(axis=2)))
+        return found
 
 
 @dataclasses.dataclass(eq=False)
@@ -260,9 +289,8 @@ class _Group:
     tensors: list[ir.Value]
     units: list[Unit]
     clips: list[ir.Value]
+    weights: list[tuple[Fold, Array]]
     way: _Way = _Way()
-    before: float = 0.0
-    noise: float = np.inf
 
 
 class _Search:
@@ -275,37 +303,55 @@ class _Search:
     ) -> None:
         self.channels, self.units, self.trial, self.extents = channels, units, trial, extents
         self.factors = np.ones(channels.count)
-        self.weights = _weights(channels)
+        self._around = _Around(channels)
         self.groups = [g for each in channels.components() if (g := self._group(each)) is not None]
 
     def _group(self, members: list[ir.Value]) -> _Group | None:
-        ids = np.unique(np.concatenate([_free(self.channels, v) for v in members]))
+        ids = self._around.ids(members)
         held = set(members)
         quantized = [v for v in self.units.tensors() if v in held and self.units.root(v) is v]
-        touched = {
-            fold.node
-            for fold in self.channels.folds
-            if any(x is not None and np.isin(x, ids).any() for x in (fold.multiply, fold.divide))
-        }
+        touched = {fold.node for fold in self._around.folds(ids)}
         around = [u for u in self.units if u.weight is not None and u.node in touched]
         clips = [v for v in self.channels.clips if v in held]
         tensors = [v for v in quantized if v in self.extents]
         if not tensors or not around:
             return None
-        return _Group(tensors[0].name or "", ids, tensors, around, clips)
+        weights = self._around.weights(ids)
+        return _Group(tensors[0].name or "", ids, tensors, around, clips, weights)
+
+    def total(self) -> float:
+        """Noise from what is rounded around any of the groups, with the factors there are."""
+        return sum(self.trial.noises(lambda g: self._rounded(g, self.factors), self.groups))
+
+    def begin(self) -> float:
+        """Let neighbours be about right: what is measured first depends on them.
+
+        Returns:
+            Noise without any factors.
+        """
+        noises, states, ways = [self.total()], [self.factors], [_Way()]
+        if any(channel_axis(u, self.units) is None for g in self.groups for u in g.units):
+            for way in _STARTS:
+                self.factors = states[0]
+                for _ in range(_SWEEPS):
+                    for group in self.groups:
+                        self.factors = self._factors(group, way)
+                noises.append(self.total())
+                states.append(self.factors)
+                ways.append(way)
+        best = int(np.argmin(noises))
+        self.factors = states[best]
+        for group in self.groups:
+            group.way = ways[best]
+        return noises[0]
 
     def improve(self, group: _Group) -> None:
         """Divide a group in the way that adds the least noise."""
-        tries = [_Way(), *self._ways(group)]
-        factors = [self._factors(group, way) for way in tries]
-        if group.noise < np.inf:  # what an earlier sweep found
-            tries.append(group.way)
-            factors.append(self.factors)
+        tries = [group.way, _Way(), *self._ways(group)]
+        factors = [self.factors, *(self._factors(group, way) for way in tries[1:])]
         noises = self.trial.noises(lambda f: self._rounded(group, f), factors)
         best = int(np.argmin(noises))
-        if group.noise == np.inf:
-            group.before = noises[0]
-        group.way, group.noise, self.factors = tries[best], noises[best], factors[best]
+        group.way, self.factors = tries[best], factors[best]
 
     def _ways(self, group: _Group) -> Sequence[_Way]:
         ways = [*_ALIKE, *(_MEAN if len(group.tensors) > 1 else ())]
@@ -321,8 +367,8 @@ class _Search:
             return factors
         logs = self._activation(group, way.mean) * way.activation
         if way.out or way.into:
-            out, into = _ranges(self.weights, factors, self.channels.count)
-            logs += way.out * np.log(out[group.ids]) - way.into * np.log(into[group.ids])
+            out, into = _ranges(group.weights, factors, group.ids)
+            logs += way.out * np.log(out) - way.into * np.log(into)
         factors[group.ids] = np.exp(logs - logs.mean())
         if group.clips:
             # No Clip is to cut what it did not: none of its channels gets larger than the largest.
@@ -386,34 +432,19 @@ def _round_weight(rw: Rewriter, node: ir.Node, unit: Unit, units: Units) -> None
         rw.set_input(node, position, rw.const(params.dequantize(params.quantize(data))))
 
 
-def _weights(channels: Channels) -> list[tuple[Fold, Array]]:
-    """Constants that are multiplied with channels or give them their size."""
-    found = []
-    for fold in channels.folds:
-        data = ir.array(fold.node.inputs[fold.index])
-        if data is not None and fold.index == 1 and fold.node.op_type in _WEIGHTED:
-            found.append((fold, np.abs(data.astype(np.float64))))
-    return found
-
-
 def _ranges(
-    weights: Sequence[tuple[Fold, Array]], factors: Array, count: int
+    weights: Sequence[tuple[Fold, Array]], factors: Array, classes: Array
 ) -> tuple[Array, Array]:
     """Largest weight that computes each class, and that reads it, relative to its tensor's."""
-    out, into = np.zeros(count), np.zeros(count)
+    out, into = np.zeros(len(factors)), np.zeros(len(factors))
     for fold, size in weights:
-        now = size * scaled(fold, factors)
+        by = scaled(fold, factors)
+        now = size * by.reshape(by.shape[:2])
         now /= max(float(now.max(initial=0)), 1e-300)
         for ids, found in ((fold.divide, out), (fold.multiply, into)):
             if ids is not None:
-                # Over the taps of a kernel first, of which there are many per class.
-                taps = now.reshape(*now.shape[:2], -1).max(axis=2)
-                np.maximum.at(found, np.broadcast_to(_two(ids), taps.shape), taps)
-    return _bounded(out), _bounded(into)
-
-
-def _two(ids: Array) -> Array:
-    return ids.reshape(ids.shape[:2])
+                np.maximum.at(found, np.broadcast_to(ids.reshape(ids.shape[:2]), now.shape), now)
+    return _bounded(out[classes]), _bounded(into[classes])
 
 
 def _bounded(ranges: Array) -> Array:

@@ -56,7 +56,7 @@ class EqualizeChannels(Pass):
     exactness = Exactness.ROUNDING
     # Constants that were scalars may become vectors.
     gated = False
-    samples: int = 128
+    samples: int = 64
     per_channel: bool = True
     sweeps: int = 1
 
