@@ -24,7 +24,7 @@ def explain(
     form: StaticForm | None = None,
     costs: Costs | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each floating-point node of the main graph, in order.
+    """A row for each node that computes floating-point numbers, in order.
 
     Args:
         units: What of the model has a static form.
@@ -43,8 +43,8 @@ def explain(
     absorbed = {u.activation for u in units}
     tables = frozenset() if chosen is None else _lost(units.model, chosen.model)
     rows: list[dict[str, Any]] = []
-    for node in units.model.graph:
-        if node in absorbed or not any(map(is_float, node.outputs)):
+    for node in ir.all_nodes(units.model):
+        if node in absorbed or not any(map(is_float, node.outputs)) or any(ir.subgraphs(node)):
             continue
         name, unit = node.outputs[0].name or "", units.units.get(node)
         row: dict[str, Any] = {"name": name, "op": node.op_type, "form": "float"}
@@ -94,7 +94,10 @@ def _reason(
 ) -> str:
     if chosen is not None and chosen.dynamic and not chosen.integer:
         obstacle = dynamic.obstacle(node)
-        return obstacle or "on integers it would add more noise to the outputs than most"
+        if obstacle is not None or node.outputs[0].name in dynamic.names:
+            return obstacle or "on integers it would add more noise to the outputs than most"
+    if node.graph is not units.model.graph:
+        return "it is inside of a branch or a loop"
     if node in units.reasons:
         return units.reasons[node]
     if "integer_us" in row and row["integer_us"] >= row["float_us"]:
