@@ -38,7 +38,7 @@ def test_examples_in_docstrings(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = doctest.testmod(api)
     assert found.failed == 0
     assert found.attempted >= 12
-    for name in ("optimize", "save", "verify", "bench"):
+    for name in ("optimize", "quantize", "save", "verify", "bench"):
         assert ">>>" in (getattr(graphopt, name).__doc__ or ""), name
 
 

@@ -218,8 +218,9 @@ def test_exit_codes_of_errors() -> None:
     }
     assert codes == {
         "CalibrationError": 2, "ConfigError": 2, "ExportError": 2, "FrontendError": 3,
-        "GraphOptError": 2, "NotApplicable": 2, "NumericalMismatch": 4, "PassFailed": 4,
-        "PipelineSyntaxError": 2, "RuntimeUnavailable": 2, "SessionError": 3, "StructureError": 4,
+        "GoalNotMet": 6, "GraphOptError": 2, "NotApplicable": 2, "NumericalMismatch": 4,
+        "PassFailed": 4, "PipelineSyntaxError": 2, "RuntimeUnavailable": 2, "SessionError": 3,
+        "StructureError": 4,
         "TargetError": 5, "UnknownPassError": 2, "UnsupportedFeature": 3, "VerificationError": 4,
     }  # fmt: skip
     assert exit_code(KeyError("x")) == 1
