@@ -171,9 +171,7 @@ class Follower:
         turned = gemm and bool(ir.attr(node, "transB", 0))
         out = self._produce(node, rank - 1, w.shape[0 if turned else 1])
         divide = out[:, None] if turned else out[None, :]
-        into = None if x is None else x.ids
-        if into is not None:
-            into = into[None, :] if turned else into[:, None]
+        into = None if x is None else x.ids[None, :] if turned else x.ids[:, None]
         self.folds.append(Fold(node, 1, into, divide))
         if gemm:
             self._bias(node, 2, out)
