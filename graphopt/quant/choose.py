@@ -22,7 +22,7 @@ __all__ = ["Division", "cheapest", "frontier"]
 
 _INTEGER, _FLOAT = "integer", "float"
 # Prices of noise that are tried, relative to the fastest division's time and noise.
-_PRICES = tuple(2.0**k for k in range(-6, 15))
+_PRICES = tuple(2.0 ** (k / 2) for k in range(-12, 29))
 
 
 @dataclasses.dataclass(frozen=True)

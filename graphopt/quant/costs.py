@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 
 from graphopt import ir
+from graphopt.analyses import Cost
 from graphopt.quant.units import Unit, Units
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds, ort
 from graphopt.runtime.kernels import KernelTime, kernel_times
 from graphopt.targets import Target
 
-__all__ = ["Costs", "LatencyTable", "machine_name", "measure_costs"]
+__all__ = ["Costs", "LatencyTable", "estimated_costs", "machine_name", "measure_costs"]
 
 _HELPERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_SECONDS_PER_ELEMENT = 5e-10
 _SAMPLES = (1 << 10, 1 << 14, 1 << 18)  # elements
 
 
@@ -155,6 +157,18 @@ def measure_costs(
         {n: steps["QuantizeLinear"](e) for n, e in elements.items()},
         {n: steps["DequantizeLinear"](e) for n, e in elements.items()},
     )
+
+
+def estimated_costs(units: Units) -> Costs:
+    """What units are thought to take where nothing can be measured: by arithmetic and traffic."""
+    known = Cost(units.model)
+    floating = {u.name: known.nodes[u.node].seconds for u in units}
+    moved = {
+        v.name or "": _elements(v) * _SECONDS_PER_ELEMENT
+        for v in units.tensors()
+        if ir.const(v) is None
+    }
+    return Costs(floating, {n: s / 2 for n, s in floating.items()}, moved, moved)
 
 
 def _means(keys: Mapping[str, str], spent: Mapping[str, float]) -> dict[str, float]:

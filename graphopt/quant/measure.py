@@ -22,7 +22,7 @@ __all__ = ["Budget", "Candidate", "best", "judge", "race", "runs_here", "setting
 # A form has to be this much faster than the original to be worth it: below that it is noise.
 _GAIN = 0.98
 # What of the speed may be given up for accuracy where there is no budget.
-_SLACK = 1.05
+_SLACK = 1.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def best(candidates: Sequence[Candidate], budget: Budget) -> tuple[Candidate | N
     if not faster:
         fastest = min(measured, key=lambda c: c.slowest, default=None)
         if fastest is None:
-            return None, "there is nothing to quantize"
+            return None, "none of its nodes would be faster on integers"
         return None, (
             f"its int8 form would not be faster than the original: {1 / fastest.slowest:.2f}x"
         )

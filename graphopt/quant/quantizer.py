@@ -16,9 +16,16 @@ from graphopt import ir
 from graphopt.calibration import Samples
 from graphopt.errors import NotApplicable
 from graphopt.quant.choose import Division, cheapest
-from graphopt.quant.costs import Costs, LatencyTable, machine_name, measure_costs
+from graphopt.quant.costs import (
+    Costs,
+    LatencyTable,
+    estimated_costs,
+    machine_name,
+    measure_costs,
+)
 from graphopt.quant.debug import trace
 from graphopt.quant.dynamic_form import DynamicForm
+from graphopt.quant.equalize import equalize
 from graphopt.quant.explain import explain
 from graphopt.quant.measure import (
     Budget,
@@ -39,9 +46,9 @@ from graphopt.targets import Scheme, Target
 __all__ = ["Options", "Outcome", "quantize"]
 
 # Estimated seconds of inference for trying ranges and weights one by one.
-_SEARCH_SECONDS = 30.0
+_SEARCH_SECONDS = 100.0
 # Forms that are measured whole: the fastest division and some that add less noise.
-_DIVISIONS = 6
+_DIVISIONS = 8
 _QUALITY_ROWS = 256
 # Kinds of forms whose fastest member takes this much longer than the fastest are not searched.
 _NEAR = 1.05
@@ -136,13 +143,15 @@ class _Quantizer:
         executor: concurrent.futures.Executor | None,
         cache: str | os.PathLike[str] | None,
     ) -> None:
-        self.model, self.target, self.scheme = ir.clone(model), target, scheme
+        self.original, self.target, self.scheme = ir.clone(model), target, scheme
         self.data, self.options, self.finish = data, options, finish
         self.executor, self.cache = executor, cache
-        ir.infer_shapes(self.model)
+        ir.infer_shapes(self.original)
+        self.model = self.original  # until channels are equalized, in a copy
         self.unmeasurable = (
             runs_here(target) if options.measured else "every node with an integer kernel counts"
         )
+        self.tried: list[Candidate] = []
         self.details: dict[str, Any] = {"unmeasured": self.unmeasurable}
         self.units = Units(self.model, scheme, skip=options.skip)
         self.dynamic = DynamicForm(self.model, scheme, target, options.skip)
@@ -175,10 +184,11 @@ class _Quantizer:
             )  # fmt: skip
         if candidates and self.unmeasurable is None:
             candidates = race(
-                self.model, candidates, inputs, target=self.target, threads=self.options.threads
-            )
-        candidates = judge(candidates, Trial(self.model, batches[1]))
-        chosen, reason = best(candidates, self.options.budget)
+                self.original, candidates, inputs, target=self.target,
+                threads=self.options.threads,
+            )  # fmt: skip
+        candidates = judge(candidates, Trial(self.original, batches[1]))
+        chosen, reason = best(candidates or self.tried, self.options.budget)
         self.details["candidates"] = [*self.details.pop("tried", []), *summary(candidates)]
         self.details["chosen"] = None if chosen is None else chosen.name
         self.details["nodes"] = explain(self.units, self.dynamic, chosen, form=form, costs=costs)
@@ -292,7 +302,7 @@ class _Quantizer:
             self.model, list(fastest.values()), inputs, target=self.target,
             threads=self.options.threads, seconds=0.5,
         )  # fmt: skip
-        self.details["tried"] = summary(measured)
+        self.tried, self.details["tried"] = measured, summary(measured)
         ratios = {n: c.ratio for n, c in zip(fastest, measured, strict=True)}
         limit = min(min(ratios.values()) * _NEAR, 1.0)
         near = [n for n, r in ratios.items() if r <= limit]
@@ -317,17 +327,27 @@ class _Quantizer:
         return search(self.units, seen, trial, first)
 
     def equalize(self, trial: Trial) -> None:
-        """Equalize channels of a copy, which all that follows goes on with."""
+        """Equalize channels in a copy, which static forms are made of from then on."""
+        assert self.data is not None
+        copy = ir.clone(self.original)
+        units = Units(copy, self.scheme, skip=self.options.skip)
+        found = equalize(units, trial, self.data, executor=self.executor, cache=self.cache)
+        self.details["equalized"] = {"before": found.before, "after": found.after}
+        self.model = copy
+        ir.infer_shapes(copy)
+        self.units = Units(copy, self.scheme, skip=self.options.skip)
 
     def static(self, form: StaticForm, costs: Costs | None, *, mixed: bool) -> list[Candidate]:
         """Forms of the model with more and fewer units on integers."""
         products = self.dynamic.names if mixed else frozenset()
         names = {u.name for u in self.units}
+        divisions = []
         if costs is None:
             divisions = [Division(frozenset(names), 0.0, 0.0)]
-        else:
-            divisions = list(
-                itertools.islice(form.divisions(self.units, costs, fixed=products), _DIVISIONS)
+        if costs is not None or self.options.budget != Budget():
+            known = estimated_costs(self.units) if costs is None else costs
+            divisions += list(
+                itertools.islice(form.divisions(self.units, known, fixed=products), _DIVISIONS)
             )
         found = []
         for division in divisions:
