@@ -10,6 +10,7 @@ import pytest
 
 from graphopt import ir
 from graphopt.quant.measure import (
+    _SLACK,
     Budget,
     Candidate,
     best,
@@ -45,7 +46,7 @@ def choose(candidates: list[Candidate], budget: Budget | None = None) -> tuple[s
 
 
 def test_nothing_to_choose_from() -> None:
-    assert choose([]) == (None, "there is nothing to quantize")
+    assert choose([]) == (None, "none of its nodes would be faster on integers")
 
 
 def test_nothing_is_faster() -> None:
@@ -58,10 +59,12 @@ def test_nothing_is_faster() -> None:
 
 
 def test_without_a_budget_accuracy_decides_between_those_nearly_as_fast() -> None:
-    found = [candidate("a", 0.50, 20), candidate("b", 0.52, 30), candidate("c", 0.60, 50)]
+    near = 0.5 * (1 + _SLACK) / 2
+    found = [candidate("a", 0.50, 20), candidate("b", near, 30), candidate("c", 0.55, 50)]
     name, reason = choose(found)
     assert name == "b"
-    assert reason == "1.92x as fast as the original"
+    assert reason == f"{1 / near:.2f}x as fast as the original"
+    assert choose(found[::2])[0] == "a"
 
 
 def test_with_a_budget_the_fastest_within_it() -> None:
