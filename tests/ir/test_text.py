@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt import ir
+from graphopt import Rewriter, ir
 
 TEXT = """<ir_version: 8, opset_import: ["": 17, "private": 1]>
 g (float[N,3] x, bool c) => (float[N,3] y, seq(float[M]) z)
@@ -51,6 +51,29 @@ def test_order_of_initializers_and_attributes_does_not_matter() -> None:
     swapped = swapped.replace("f = 1.5, i = 2", "i = 2, f = 1.5")
     assert swapped != TEXT
     assert ir.dump(ir.parse_text(swapped)) == EXPECTED
+
+
+def test_nodes_of_one_name_are_told_apart_in_files() -> None:
+    model = ir.parse_text(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1] x, bool c) => (float[1] y) {
+          a = Relu(x) b = Neg(a) d = Abs(b) e = Exp(d) f = Tanh(e)
+          y = If(c) <then_branch = t () => (float[1] p) { p = Neg(f) },
+                     else_branch = s () => (float[1] q) { r = Abs(f) q = Exp(r) }>
+        }"""
+    )
+    # As a rewrite leaves them, where several nodes take the place of one.
+    given = {"a": "one", "b": "one", "e": "two", "f": "one", "p": "one", "r": "two", "q": "two"}
+    for node in ir.all_nodes(model):
+        node.name = given.get(node.outputs[0].name or "", "")
+    rw = Rewriter(model)  # only a model that changed is written anew
+    rw.insert_after(model.graph.inputs[0], lambda v: rw.op("Ceil", v))
+    proto = ir.to_proto(model)
+    assert [n.name for n in proto.graph.node] == ["", "one", "", "", "two", "", ""]
+    branches = {a.name: [n.name for n in a.g.node] for a in proto.graph.node[-1].attribute}
+    assert branches == {"then_branch": ["one"], "else_branch": ["two", ""]}
+    # The model itself keeps them.
+    assert [n.name for n in model.graph][1:3] == ["one", "one"]
 
 
 def test_defaults_of_inputs_are_marked() -> None:

@@ -116,6 +116,17 @@ RECORDS = st.builds(
     rewrites=COUNTS,
     declined=COUNTS,
     remarks=st.lists(st.text(), max_size=3),
+    details=st.dictionaries(
+        st.text(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(),
+            lambda inner: (
+                st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2)
+            ),
+            max_leaves=4,
+        ),
+        max_size=2,
+    ),
     error=st.none() | st.dictionaries(st.text(), st.none() | st.booleans() | st.integers()),
 )
 
@@ -185,6 +196,25 @@ def test_reading_what_is_no_report() -> None:
         with pytest.raises(ConfigError) as raised:
             Report.from_json(bad)
         assert str(raised.value) == message
+
+
+def test_details_become_plain_data() -> None:
+    record = PassRecord(
+        text="a",
+        name="a",
+        details={
+            "nodes": [{"name": "c", "range": (np.float32(-1), 2.5), "noise_db": math.inf}],
+            "chosen": None,
+        },
+    )
+    data = json.loads(json.dumps(record.to_json(), allow_nan=False))
+    assert data["details"] == {
+        "nodes": [{"name": "c", "range": [-1.0, 2.5], "noise_db": "inf"}],
+        "chosen": None,
+    }
+    assert PassRecord.from_json(data).details == data["details"]
+    del data["details"]  # as reports were before
+    assert PassRecord.from_json(data).details == {}
 
 
 def test_every_field_is_in_the_json() -> None:

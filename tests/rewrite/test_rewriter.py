@@ -161,6 +161,51 @@ def test_insert_after_an_input() -> None:
     assert [n.op_type for n in model.graph] == ["Neg", "Relu", "Tanh"]
 
 
+def test_insert_after_serves_chosen_uses_only() -> None:
+    model = ir.parse_text(
+        HEAD + "g (float[2] x) => (float[2] y, float[2] r) "
+        "{ r = Relu(x) a = Add(r, r) b = Mul(r, a) y = Sub(b, r) }"
+    )
+    rw = Rewriter(model)
+    relu, add, mul, sub = nodes(model)
+    r = relu.outputs[0]
+    new = rw.insert_after(r, lambda v: rw.op("Abs", rw.op("Neg", v)), [(add, 1), (sub, 1)])
+    ir.verify(model)
+    assert [n.op_type for n in model.graph] == ["Relu", "Neg", "Abs", "Add", "Mul", "Sub"]
+    assert add.inputs == (r, new)
+    assert mul.inputs[0] is r
+    assert sub.inputs[1] is new
+    # The graph output is not among the uses.
+    assert model.graph.outputs[1] is r
+    assert r.name == "r"
+    assert rw.changed
+
+
+def test_insert_after_an_input_for_some_and_for_none() -> None:
+    model = ir.parse_text(HEAD + "g (float[2] x) => (float[2] y) { a = Neg(x) y = Add(a, x) }")
+    rw = Rewriter(model)
+    x = model.graph.inputs[0]
+    neg, add = nodes(model)
+    new = rw.insert_after(x, lambda v: rw.op("Abs", v), [(add, 1)])
+    unused = rw.insert_after(x, lambda v: rw.op("Exp", v), [])
+    ir.verify(model)
+    assert neg.inputs == (x,)
+    assert add.inputs[1] is new
+    assert not unused.uses()
+    assert {n.op_type for n in nodes(model)[:2]} == {"Abs", "Exp"}
+
+
+def test_insert_after_serves_a_use_in_a_subgraph() -> None:
+    model = ir.parse_text(BRANCHES)
+    rw = Rewriter(model)
+    relu, _ = nodes(model)
+    tanh = next(n for n in ir.all_nodes(model) if n.op_type == "Tanh")
+    new = rw.insert_after(relu.outputs[0], lambda v: rw.op("Abs", v), [(tanh, 0)])
+    ir.verify(model)
+    assert tanh.inputs == (new,)
+    assert new.producer() is nodes(model)[1]
+
+
 def test_undo_removes_what_nothing_uses() -> None:
     model = ir.parse_text(TWO)
     before = ir.dump(model)
