@@ -331,7 +331,10 @@ class _Quantizer:
         assert self.data is not None
         copy = ir.clone(self.original)
         units = Units(copy, self.scheme, skip=self.options.skip)
-        found = equalize(units, trial, self.data, executor=self.executor, cache=self.cache)
+        found = equalize(
+            units, trial, self.data, rounding="optimal" if self.options.rounding else "nearest",
+            executor=self.executor, cache=self.cache,
+        )  # fmt: skip
         self.details["equalized"] = {"before": found.before, "after": found.after}
         self.model = copy
         ir.infer_shapes(copy)
@@ -349,8 +352,10 @@ class _Quantizer:
             divisions += list(
                 itertools.islice(form.divisions(self.units, known, fixed=products), _DIVISIONS)
             )
-        found = []
+        found: list[Candidate] = []
         for division in divisions:
+            if not division.integer or any(c.integer == division.integer for c in found):
+                continue
             model = form.quantized(self.model, division.integer)
             if mixed:
                 self.dynamic.write(model, self.data, executor=self.executor, cache=self.cache)
