@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns 1 where graphopt misses a bar on accuracy."""
     args = parser(__doc__, "cnn_int8")
     args.add_argument("--only", default="", help="comma-separated model names")
-    args.add_argument("--seconds", type=float, default=20.0, help="of timing, for each table cell")
+    args.add_argument(
+        "--seconds", type=float, default=20.0, help="of timing, for each model and input"
+    )
     args.add_argument("--skip-peers", action="store_true", help="graphopt alone")
     args.add_argument(
         "--peer", action="append", default=[], help="NAME=PYTHON: nncf or quark, interpreter"
