@@ -61,7 +61,8 @@ class LatencyTable:
         if path is not None and path.exists():
             try:
                 held = json.loads(path.read_text(encoding="utf-8"))[machine]
-                self.entries = {str(k): float(v) for k, v in held.items()}
+                found = {str(k): float(v) for k, v in held.items()}
+                self.entries = {k: v for k, v in found.items() if 0 <= v < math.inf}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 self.entries = {}
 
@@ -252,7 +253,7 @@ def _conversions(
         if any(f"{op} {n}" not in table.entries for n in _SAMPLES):
             table.entries |= _measure_conversions(target, threads)
         times = [table.entries[f"{op} {n}"] for n in _SAMPLES]
-        slope, base = np.polyfit(_SAMPLES, times, 1, w=[1 / t for t in times])
+        slope, base = np.polyfit(_SAMPLES, times, 1, w=[1 / max(t, 1e-7) for t in times])
         found[op] = functools.partial(_line, max(float(slope), 0.0), max(float(base), 0.0))
     return found
 

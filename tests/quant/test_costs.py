@@ -193,6 +193,25 @@ def test_a_table_that_cannot_be_read_is_ignored(text: str, tmp_path: Path) -> No
     assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
 
 
+def test_entries_that_are_no_times_are_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "latency.json"
+    path.write_text('{"one": {"a": NaN, "b": Infinity, "c": -1, "d": 2, "e": 0}}', encoding="utf-8")
+    assert LatencyTable(path, "one").entries == {"d": 2, "e": 0}
+
+
+def test_conversions_take_longer_for_more_elements() -> None:
+    table = LatencyTable(None, "here")
+    table.entries = {
+        f"{op} {n}": seconds
+        for op in module._HELPERS
+        for n, seconds in zip(module._SAMPLES, (0, 1e-6, 16e-6), strict=True)
+    }
+    steps = module._conversions(TARGET, 1, table)
+    for op in module._HELPERS:
+        assert 0 <= steps[op](0) <= steps[op](100) < steps[op](1 << 16) < steps[op](1 << 20)
+        assert steps[op](1 << 18) == pytest.approx(16e-6, rel=0.1)
+
+
 def test_a_table_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     table = LatencyTable(tmp_path / "cache" / "latency.json", "one")
     table.entries["Conv"] = 1e-6
