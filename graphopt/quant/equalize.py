@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,6 +43,9 @@ _LEAST = 1e-3
 # Sweeps after which weights that share one scale are as alike as they get.
 _SWEEPS = 20
 _PERCENTILE = 99.999
+# Errors of weights that are rounded by what they multiply, relative to those of the nearest
+# integers: about 3 dB less noise.
+_OPTIMAL = 0.7
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -132,6 +135,7 @@ def equalize(
     *,
     clips: bool = True,
     sweeps: int = 1,
+    rounding: Literal["optimal", "nearest"] = "nearest",
     **options: Any,
 ) -> Equalized:
     """Equalize the channels of a model in place. Its units have to be found anew afterwards.
@@ -143,6 +147,7 @@ def equalize(
         clips: Divide channels that go through a Clip with bounds, too. That is exact only for
             channels which stay in the range they had on the samples.
         sweeps: How often to go through the groups of coupled channels.
+        rounding: How weights will be rounded: errors of optimal rounding weigh less.
         **options: As for :func:`graphopt.calibration.collect`.
 
     Raises:
@@ -150,7 +155,7 @@ def equalize(
     """
     channels = Channels(units.model, clips=clips)
     extents = observe_extents(channels, units, data, **options)
-    found = find_factors(channels, units, trial, extents, sweeps=sweeps)
+    found = find_factors(channels, units, trial, extents, sweeps=sweeps, rounding=rounding)
     rw = Rewriter(units.model)
     reason = channels.fold(rw, found.factors)
     assert reason is None, reason  # else the trials had failed
@@ -199,6 +204,7 @@ def find_factors(
     extents: Mapping[ir.Value, Extent],
     *,
     sweeps: int = 1,
+    rounding: Literal["optimal", "nearest"] = "nearest",
 ) -> Equalized:
     """Try ways to make channels alike, one group of coupled channels at a time.
 
@@ -210,8 +216,10 @@ def find_factors(
         trial: The model on samples.
         extents: What was observed of the tensors that are quantized.
         sweeps: How often to go through the groups; each depends on its neighbours.
+        rounding: How weights will be rounded.
     """
-    search = _Search(channels, units, trial, extents)
+    share = _OPTIMAL if rounding == "optimal" else 1.0
+    search = _Search(channels, units, trial, extents, share)
     before = search.begin()
     for _ in range(sweeps):
         for group in search.groups:
@@ -300,8 +308,10 @@ class _Search:
         units: Units,
         trial: Trial,
         extents: Mapping[ir.Value, Extent],
+        share: float,
     ) -> None:
         self.channels, self.units, self.trial, self.extents = channels, units, trial, extents
+        self.share = share
         self.factors = np.ones(channels.count)
         self._around = _Around(channels)
         self.groups = [g for each in channels.components() if (g := self._group(each)) is not None]
@@ -404,7 +414,7 @@ class _Search:
         assert reason is None, reason
         nodes = {n.outputs[0].name: n for n in copy.graph}
         for unit in group.units:
-            _round_weight(rw, nodes[unit.node.outputs[0].name], unit, self.units)
+            _round_weight(rw, nodes[unit.node.outputs[0].name], unit, self.units, self.share)
         values = {v.name: v for n in copy.graph for v in n.outputs}
         form = dataclasses.replace(self.units.scheme.activation, granularity="tensor")
         for value in group.tensors:
@@ -422,14 +432,15 @@ class _Search:
         return copy
 
 
-def _round_weight(rw: Rewriter, node: ir.Node, unit: Unit, units: Units) -> None:
+def _round_weight(rw: Rewriter, node: ir.Node, unit: Unit, units: Units, share: float) -> None:
     position = unit.kernel.weight
     assert position is not None
     data = ir.array(node.inputs[position])
     assert data is not None
     params = from_weight(data, units.scheme.weight, channel_axis(unit, units))
+    error = params.dequantize(params.quantize(data)) - data
     with rw.at(node):
-        rw.set_input(node, position, rw.const(params.dequantize(params.quantize(data))))
+        rw.set_input(node, position, rw.const((data + share * error).astype(data.dtype)))
 
 
 def _ranges(
