@@ -249,4 +249,8 @@ class BatchRanges(Observer):
 
 def _spread(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Indices of up to ``most`` of ``count`` elements, spread evenly."""
-    return np.arange(count) if count <= most else np.arange(most) * count // most
+    if count <= most:
+        return np.arange(count)
+    # Equal steps would fall on the same column of an image again and again.
+    steps = np.arange(most)
+    return ((steps + steps * 0.6180339887498949 % 1.0) * count / most).astype(np.int64)

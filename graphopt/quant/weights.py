@@ -75,19 +75,19 @@ def rounded(
     flip = unit.node.op_type != "Conv" and unit.kernel.axis(unit.node) % weight.ndim != 0
     matrix = weight.T if flip else weight.reshape(len(weight), -1)
     scale = np.broadcast_to(found.params.scale.reshape(-1, 1), (len(matrix), 1))
-    if np.any(found.params.zero_point):
+    if found.params.zero_point.size > 1 and np.any(found.params.zero_point):
         return found
+    zero = int(found.params.zero_point.reshape(-1)[0])
+    limits = found.params.format.limits[0] - zero, found.params.format.limits[1] - zero
     groups = gram.sum.shape[0]
     parts, shifts = [], []
     each = len(matrix) // groups
     for g in range(groups):
         rows = slice(g * each, (g + 1) * each)
-        integers = round_weights(
-            matrix[rows], scale[rows], found.params.format.limits, gram.moments(g, peaks=_PEAKS)
-        )
+        integers = round_weights(matrix[rows], scale[rows], limits, gram.moments(g, peaks=_PEAKS))
         parts.append(integers)
         shifts.append(mean_shift(matrix[rows], integers, scale[rows], gram.mean[g]))
-    whole = np.concatenate(parts)
+    whole = np.concatenate(parts) + zero
     data: Array = whole.T if flip else whole.reshape(weight.shape)
     bias = found.bias
     if bias is not None:

@@ -93,10 +93,10 @@ def test_groups_have_matrices_of_their_own() -> None:
 
 
 def test_rows_are_bounded_and_spread() -> None:
-    x = np.arange(100, dtype=np.float32).reshape(100, 1)
+    x = np.eye(4, dtype=np.float32)[np.arange(100) // 25]
     gram = seen(Gram(rows=4), [x])
     assert gram.count == 4
-    assert gram.sum[0, 0] == 0 + 25 + 50 + 75
+    assert gram.sum[0].tolist() == [1, 1, 1, 1]  # one of each quarter
     image = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8)
     assert seen(Gram(patches=Patches((1, 1)), rows=5), [image]).count == 5
 
@@ -186,3 +186,13 @@ def test_collected_and_cached(tmp_path: Any) -> None:
         assert vars(a).keys() == vars(b).keys()
         for name in vars(a):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_patches_of_an_image_come_from_all_its_columns() -> None:
+    """Equal steps through 8 images of 32 x 32 would see the first column alone."""
+    x = np.zeros((8, 1, 32, 32), np.float32)
+    x[:, :, :, 16:] = 1
+    gram = Gram(patches=Patches(kernel=(1, 1)), rows=256)
+    gram.update(x)
+    assert gram.count == 256
+    assert 0.4 < gram.mean.item() < 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 
 from graphopt import ir
 from graphopt.calibration import from_batches
+from graphopt.quant.params import from_range
 from graphopt.quant.prepare import activation_params, quantize_weight
 from graphopt.quant.static import observe
 from graphopt.quant.units import Unit, Units
 from graphopt.quant.weights import observer, rounded
-from graphopt.targets import get
+from graphopt.targets import Format, get
 
 Array = np.ndarray[Any, Any]
 
@@ -107,17 +109,6 @@ def test_without_a_gram_matrix_it_is_the_nearest() -> None:
     np.testing.assert_array_equal(again.integers, found.integers)
 
 
-def test_weights_with_a_zero_point_are_rounded_to_the_nearest() -> None:
-    graph, shape, fed = CASES["conv"]
-    units = units_of(graph, shape, "xnnpack")  # uint8
-    unit = only(units)
-    x = correlated(*fed)
-    seen = observe(units, from_batches([{"x": x}], units.model))
-    params = activation_params(units, {"x": (-1, 1), "y": (-9, 9)})
-    found = rounded(unit, units, params, seen.inputs["y"])
-    np.testing.assert_array_equal(found.integers, quantize_weight(unit, units, params).integers)
-
-
 @pytest.mark.parametrize(
     ("graph", "shape"),
     [
@@ -138,3 +129,34 @@ def test_a_product_of_activations_has_no_weight() -> None:
     scheme = get("cpu-x64").scheme
     assert scheme is not None
     assert observer(only(Units(model, scheme))) is None
+
+
+def test_unsigned_weights_are_rounded_as_well_as_signed_ones() -> None:
+    """Their zero point only shifts the integers."""
+    model = ir.parse_text(
+        '<ir_version: 8, opset_import: ["": 17]>\n'
+        "g (float[N,8] x) => (float[N,4] y) <float[8,4] w = {"
+        + ", ".join(f"{v:.4f}" for v in np.random.default_rng(0).normal(size=32))
+        + "}> { y = MatMul(x, w) }"
+    )
+    ir.infer_shapes(model)
+    data = np.random.default_rng(1).normal(size=(64, 8)).astype(np.float32)
+    data[:, 1] = data[:, 0]  # what one input loses, the other can make up for
+    errors = {}
+    for dtype, symmetric in (("int8", True), ("uint8", False)):
+        base = get("cpu-x64").scheme
+        assert base is not None
+        form = Format(dtype, symmetric=symmetric, levels=16)
+        units = Units(model, dataclasses.replace(base, weight=form))
+        (unit,) = units
+        gram = observer(unit)
+        assert gram is not None
+        gram.update(data)
+        params = {n: from_range(-3, 3, Format("uint8")) for n in ("x", "y")}
+        exact = ir.array(unit.weight)
+        for seen in (None, gram):
+            found = rounded(unit, units, params, seen)
+            got = found.params.dequantize(found.integers)
+            errors[dtype, seen is None] = float(np.square(data @ (got - exact)).sum())
+    for dtype in ("int8", "uint8"):
+        assert errors[dtype, False] < 0.7 * errors[dtype, True]
