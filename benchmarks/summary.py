@@ -22,6 +22,9 @@ SECTIONS = {
     "corpus_free_dims": ("The same with every dimension symbolic",
                          "corpus.py --free-dims --json benchmarks/results/corpus_free_dims.json"),
     "real_models": ("Real models on real data", "real_models.py"),
+    "cnn_int8": ("CNNs in int8", "cnn_int8.py"),
+    "minilm_int8": ("MiniLM in int8", "minilm_int8.py --ablate"),
+    "channels_last": ("Quantized convolutions with the channels last", "channels_last.py"),
     "nnapi_export": ("CNNs exported to NNAPI", "nnapi_export.py --samples 500 --calibrate 128"),
     "repair": ("Other tools' int8 models, repaired", "repair.py --peer quark=PYTHON "
                "--peer modelopt=PYTHON --peer nncf=PYTHON"),
