@@ -126,7 +126,9 @@ class Gram(Observer):
         return np.asarray(self.sum / max(1, self.count))
 
     def moments(self, group: int = 0, *, peaks: float = 0.0) -> _Float64 | None:
-        """Mean products of pairs of columns, ``[columns, columns]``, or None beyond the limit.
+        """Mean products of pairs of columns, ``[columns, columns]``.
+
+        None beyond the limit, and where a product was too large for float32.
 
         Args:
             group: Group of a convolution.
@@ -134,7 +136,7 @@ class Gram(Observer):
                 Rare large values hardly show in the mean; rounding that trusts the mean alone
                 leaves all error to their columns, and fails where the next sample has one.
         """
-        if not self.products.size:
+        if not self.products.size or not np.isfinite(self.products[group]).all():
             return None
         found: _Float64 = self.products[group] / max(1, self.count)
         found[np.diag_indices_from(found)] += peaks * self.peak[group] ** 2
@@ -149,7 +151,8 @@ class Gram(Observer):
         # float32 within a batch: its rounding is far below what sampling leaves open.
         products: Array = np.empty((0, 0, 0))
         if x.shape[2] <= self.limit:
-            products = np.stack([g.T @ g for g in x.transpose(1, 0, 2)])
+            with np.errstate(over="ignore", invalid="ignore"):  # see ``moments``
+                products = np.stack([g.T @ g for g in x.transpose(1, 0, 2)])
         self._add(
             len(x),
             x.sum(axis=0, dtype=np.float64),
@@ -191,7 +194,8 @@ class Gram(Observer):
         else:
             self.sum, self.squares = self.sum + total, self.squares + squares
             self.peak = np.maximum(self.peak, peak)
-            self.products += products
+            with np.errstate(invalid="ignore"):
+                self.products += products
         self.count += count
 
 

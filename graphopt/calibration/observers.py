@@ -17,7 +17,7 @@ from typing_extensions import Self
 from graphopt.errors import CalibrationError
 from graphopt.runtime.values import Array
 
-__all__ = ["ChannelStats", "MinMax", "MovingAverage", "Observer", "extremes"]
+__all__ = ["ChannelStats", "Finite", "MinMax", "MovingAverage", "Observer", "extremes"]
 
 _Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -74,6 +74,25 @@ class MinMax(Observer):
         """See the base class."""
         self.min, self.max = min(self.min, other.min), max(self.max, other.max)
         self.count += other.count
+
+
+class Finite(Observer):
+    """Whether all elements are finite numbers.
+
+    Attributes:
+        finite: None was NaN or infinite so far.
+    """
+
+    def __init__(self) -> None:
+        self.finite = True
+
+    def update(self, array: Array) -> None:
+        """See the base class."""
+        self.finite = self.finite and bool(np.isfinite(array).all())
+
+    def merge(self, other: Finite) -> None:
+        """See the base class."""
+        self.finite = self.finite and other.finite
 
 
 class MovingAverage(MinMax):

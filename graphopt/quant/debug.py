@@ -162,7 +162,13 @@ def _ratios(
     """Signal-to-noise ratio of values in dB, by name; those that can be compared."""
     made = {v.name for node in quantized.graph for v in node.outputs}
     pairs = {v.name or "": stand_ins.get(v.name or "", v.name or "") for v in values}
-    pairs = {a: b for a, b in pairs.items() if b in made}
+    given = set(original.graph.inputs)
+    pairs = {
+        v.name or "": pairs[v.name or ""]
+        for v in values
+        # An input that no batch holds has a default, which is no activation.
+        if pairs[v.name or ""] in made and (v not in given or all(v.name in b for b in batches))
+    }
     energy, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
     kept = {v.name or "": v for v in values if v.name in pairs}
     largest = max(batches, key=_bytes, default={})

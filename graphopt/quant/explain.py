@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from graphopt import ir
@@ -23,6 +23,7 @@ def explain(
     *,
     form: StaticForm | None = None,
     costs: Costs | None = None,
+    infinite: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """A row for each node that computes floating-point numbers, in order.
 
@@ -32,6 +33,7 @@ def explain(
         chosen: The form of the model that was taken, or None.
         form: The static form, where there is one.
         costs: Measured seconds, where latency is measured.
+        infinite: Names of nodes that were left alone for what they read or write.
 
     Returns:
         Rows with the keys ``name`` (of the value that the node computes), ``op`` and ``form``
@@ -57,7 +59,11 @@ def explain(
         if unit is not None and row["form"] != "dynamic":
             row |= _measured(unit, units, form, costs)
         if row["form"] == "float":
-            row["reason"] = _reason(node, row, units, dynamic, chosen)
+            row["reason"] = (
+                "it reads or writes NaN or infinity"
+                if name in infinite
+                else _reason(node, row, units, dynamic, chosen)
+            )
         rows.append(row)
     return rows
 

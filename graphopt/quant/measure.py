@@ -21,13 +21,16 @@ __all__ = ["Budget", "Candidate", "best", "judge", "race", "runs_here", "setting
 
 # A form has to be this much faster than the original to be worth it: below that it is noise.
 _GAIN = 0.98
+# Ratio of signal to noise in dB below which a form is none, where there is no budget: a mean cosine
+# of about 0.95.
+_LEAST = 10.0
 # What of the speed may be given up for accuracy where there is no budget.
 _SLACK = 1.03
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a quantized model has to keep of the original.
+    """What a quantized model has to keep of the original; by default 10 dB.
 
     Attributes:
         sqnr_db: Least ratio of signal to noise at the outputs.
@@ -39,8 +42,9 @@ class Budget:
 
     def obstacle(self, quality: Quality) -> str | None:
         """Why a quality is not within the budget, or None if it is."""
-        if self.sqnr_db is not None and not quality.sqnr_db >= self.sqnr_db:  # NaN neither
-            return f"SQNR {quality.sqnr_db:.1f} dB is below {self.sqnr_db:g} dB"
+        least = _LEAST if self == Budget() else self.sqnr_db
+        if least is not None and not quality.sqnr_db >= least:  # NaN neither
+            return f"SQNR {quality.sqnr_db:.1f} dB is below {least:g} dB"
         if self.drop is not None:
             if quality.agreement is None:
                 return "no output is [rows, classes], so that changed predictions cannot be counted"

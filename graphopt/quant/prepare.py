@@ -10,7 +10,7 @@ import numpy as np
 from graphopt import ir
 from graphopt.quant.emit import Array, Quantized
 from graphopt.quant.params import QParams, from_range, from_weight
-from graphopt.quant.units import Unit, Units, outputs
+from graphopt.quant.units import Unit, Units, clip_bounds, outputs
 
 __all__ = ["Range", "activation_params", "as_bias", "fit_bias", "quantize_weight", "to_observe"]
 
@@ -20,6 +20,8 @@ Range = tuple[float, float]
 _ROOM = 2.0**30
 # Steps that the largest bias of a channel has at least, where its weights are zero.
 _STEPS = 2.0**24
+# Range of a value of which nothing but 0 was seen.
+_UNSEEN = (-255.0, 255.0)
 
 
 def activation_params(units: Units, ranges: Mapping[str, Range]) -> dict[str, QParams]:
@@ -39,6 +41,8 @@ def activation_params(units: Units, ranges: Mapping[str, Range]) -> dict[str, QP
     form = units.scheme.activation
     form = dataclasses.replace(form, granularity="tensor")
     fixed = {u.output: u.kernel.output for u in units if u.kernel.output is not None}
+    # What was 0 in all samples may be something else: an activation that disappears has to hold.
+    clips = {u.output: u.activation for u in units if u.activation is not None}
     params: dict[str, QParams] = {}
     groups: dict[ir.Value, list[ir.Value]] = {}
     for value in units.tensors():
@@ -52,7 +56,10 @@ def activation_params(units: Units, ranges: Mapping[str, Range]) -> dict[str, QP
         else:
             bounds = [ranges[v.name or ""] for v in members if v.name in ranges]
             bounds += [_of_constant(v) for v in members if ir.const(v) is not None]
-            found = from_range(min(b[0] for b in bounds), max(b[1] for b in bounds), form)
+            low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
+            if low == high == 0 and members[0] in clips:
+                low, high = np.clip(clip_bounds(clips[members[0]]), *_UNSEEN)
+            found = from_range(float(low), float(high), form)
         params |= {v.name or "": found for v in members}
     return params
 

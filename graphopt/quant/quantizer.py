@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import glob
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from graphopt import ir
-from graphopt.calibration import Samples
+from graphopt.calibration import Samples, collect
+from graphopt.calibration.observers import Finite
 from graphopt.errors import NotApplicable
 from graphopt.quant.choose import Division, cheapest
 from graphopt.quant.costs import (
@@ -39,7 +41,7 @@ from graphopt.quant.measure import (
 )
 from graphopt.quant.static import StaticForm, affordable_rows, observe, search, settle
 from graphopt.quant.trial import Quality, Trial
-from graphopt.quant.units import Units
+from graphopt.quant.units import Units, outputs
 from graphopt.runtime import Feeds
 from graphopt.targets import Scheme, Target
 
@@ -151,16 +153,14 @@ class _Quantizer:
         self.unmeasurable = (
             runs_here(target) if options.measured else "every node with an integer kernel counts"
         )
+        self.infinite: frozenset[str] = frozenset()
         self.tried: list[Candidate] = []
         self.details: dict[str, Any] = {"unmeasured": self.unmeasurable}
         self.units = Units(self.model, scheme, skip=options.skip)
         self.dynamic = DynamicForm(self.model, scheme, target, options.skip)
 
     def run(self) -> Outcome:
-        static = self.options.form != "dynamic" and any(not u.moves for u in self.units)
-        dynamic = self.options.form != "static" and bool(self.dynamic)
-        if not static and not dynamic:
-            raise NotApplicable(f"{self.scheme.name} has no integer kernel for any of the nodes")
+        static, dynamic = self.possible()
         if self.data is None:
             if not dynamic:
                 raise NotApplicable(
@@ -168,6 +168,8 @@ class _Quantizer:
                 )
             return self.without_data()
         batches = self.batches()
+        self.leave_infinite(len(batches[0]))
+        static, dynamic = self.possible()
         trial = Trial(self.model, batches[0])
         inputs = settings(batches[0][0], self.model)
         costs = self.costs(inputs[0]) if static and self.unmeasurable is None else None
@@ -176,7 +178,7 @@ class _Quantizer:
         form: StaticForm | None = None
         if "static" in families or "mixed" in families:
             form = self.static_form(trial)
-            candidates += self.static(form, costs, mixed="mixed" in families)
+            candidates += self.static(form, costs, trial, mixed="mixed" in families)
         if "dynamic" in families:
             candidates += self.dynamic.candidates(
                 trial, self.data, self.finish, self.enough,
@@ -191,7 +193,9 @@ class _Quantizer:
         chosen, reason = best(candidates or self.tried, self.options.budget)
         self.details["candidates"] = [*self.details.pop("tried", []), *summary(candidates)]
         self.details["chosen"] = None if chosen is None else chosen.name
-        self.details["nodes"] = explain(self.units, self.dynamic, chosen, form=form, costs=costs)
+        self.details["nodes"] = explain(
+            self.units, self.dynamic, chosen, form=form, costs=costs, infinite=self.infinite
+        )
         if form is not None and self.options.debug:
             # Where none is taken, the fastest one tells what was wrong with it.
             traced = next((c for c in (chosen, *candidates) if c and c.integer), None)
@@ -200,6 +204,45 @@ class _Quantizer:
         if chosen is not None and chosen.quality is not None:
             reason = f"{reason}; {chosen.quality} on {chosen.quality.samples} samples"
         return Outcome(None if chosen is None else chosen.model, reason, self.details)
+
+    def possible(self) -> tuple[bool, bool]:
+        """Whether there are a static and a dynamic form.
+
+        Raises:
+            NotApplicable: There is neither.
+        """
+        static = self.options.form != "dynamic" and any(not u.moves for u in self.units)
+        dynamic = self.options.form != "static" and bool(self.dynamic)
+        if not static and not dynamic:
+            why = ", or infinity goes through them" if self.infinite else ""
+            raise NotApplicable(
+                f"{self.scheme.name} has no integer kernel for any of the nodes{why}"
+            )
+        return static, dynamic
+
+    def leave_infinite(self, limit: int) -> None:
+        """Leave in floating point what reads or writes NaN or infinity, as masks do by design."""
+        assert self.data is not None
+        if not len(self.units):
+            return
+        seen = collect(
+            self.model,
+            {
+                v.name or "": Finite()
+                for v in self.units.tensors()
+                if v.producer() is not None  # samples are finite
+            },
+            self.data, executor=self.executor, cache=self.cache, limit=limit,
+        )  # fmt: skip
+        odd = {n for n, (o,) in seen.items() if isinstance(o, Finite) and not o.finite}
+        self.infinite = frozenset(
+            u.name for u in self.units if any(v.name in odd for v in (*u.inputs, *outputs(u)))
+        )
+        if self.infinite:
+            skip = (*self.options.skip, *(glob.escape(name) for name in sorted(self.infinite)))
+            self.options = dataclasses.replace(self.options, skip=skip)
+            self.units = Units(self.model, self.scheme, skip=skip)
+            self.dynamic = DynamicForm(self.model, self.scheme, self.target, skip)
 
     def enough(self, quality: Quality) -> bool:
         """Whether a dynamic form needs no product left in floating point."""
@@ -340,20 +383,17 @@ class _Quantizer:
         ir.infer_shapes(copy)
         self.units = Units(copy, self.scheme, skip=self.options.skip)
 
-    def static(self, form: StaticForm, costs: Costs | None, *, mixed: bool) -> list[Candidate]:
+    def static(
+        self, form: StaticForm, costs: Costs | None, trial: Trial, *, mixed: bool
+    ) -> list[Candidate]:
         """Forms of the model with more and fewer units on integers."""
         products = self.dynamic.names if mixed else frozenset()
         names = {u.name for u in self.units}
-        divisions = []
-        if costs is None:
-            divisions = [Division(frozenset(names), 0.0, 0.0)]
-        if costs is not None or self.options.budget != Budget():
-            known = estimated_costs(self.units) if costs is None else costs
-            divisions += list(
-                itertools.islice(form.divisions(self.units, known, fixed=products), _DIVISIONS)
-            )
+        whole = [] if costs is not None else [Division(frozenset(names), 0.0, 0.0)]
+        known = estimated_costs(self.units) if costs is None else costs
+        others = form.divisions(self.units, known, fixed=products)
         found: list[Candidate] = []
-        for division in divisions:
+        for division in itertools.chain(whole, itertools.islice(others, _DIVISIONS)):
             if not division.integer or any(c.integer == division.integer for c in found):
                 continue
             model = form.quantized(self.model, division.integer)
@@ -363,6 +403,9 @@ class _Quantizer:
             count = len(division.integer)
             name = f"static, {count} of {len(names)} nodes"
             found.append(Candidate(name, model, division.integer, products))
+            budget = self.options.budget
+            if whole and budget == Budget() and budget.obstacle(trial.quality(model)) is None:
+                break  # all that has a kernel, and nothing against it
         return found
 
 

@@ -12,6 +12,7 @@ from graphopt.targets import IntegerKernel, Scheme
 
 __all__ = ["Unit", "Units"]
 
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
 _CLIPS = frozenset({"Relu", "Clip"})
 # ONNX Runtime 1.32 moves DequantizeLinear behind these (qdq_propagation.cc), and aborts the process
 # where a subgraph reads what they write.
@@ -146,15 +147,24 @@ class Units:
             return "it does not compute in float32"
         if weight is not None and not finite(weight):
             return "its weight holds NaN or infinity"
+        if weight is not None and 0 in (ir.dims(weight) or ()):
+            return "its weight is empty"
+        if weight is not None and node.op_type in _PRODUCTS and ir.rank(weight) != 2:
+            return "its weight is no matrix"
+        bias = _constant(node, kernel.bias)
+        if bias is not None and not _by_channel(bias, weight, kernel.axis(node)):
+            return f"its bias of shape {list(ir.dims(bias) or ())} is not one number per channel"
+        constants = (*inputs, bias)
+        if any(v is not None and ir.const(v) is not None and not finite(v) for v in constants):
+            return "a constant that it reads holds NaN or infinity"
         if any(v in self._inward for v in node.outputs):
             return "what it writes is moved into a subgraph, and ONNX Runtime would abort"
-        activation = None if kernel.passes_through else self._activation(node, skip)
+        fixed = kernel.passes_through or kernel.output is not None  # its range ends elsewhere
+        activation = None if fixed else self._activation(node, skip)
         if activation is not None and activation.outputs[0] in self._inward:
             return "what it writes is moved into a subgraph, and ONNX Runtime would abort"
         output = node.outputs[0] if activation is None else activation.outputs[0]
-        return Unit(
-            node, kernel, activation, tuple(inputs), output, weight, _constant(node, kernel.bias)
-        )
+        return Unit(node, kernel, activation, tuple(inputs), output, weight, bias)
 
     def _activation(self, node: ir.Node, skip: Sequence[str]) -> ir.Node | None:
         """The Relu or Clip that a range ending where its bounds are makes redundant."""
@@ -172,7 +182,16 @@ class Units:
             return None
         low, high = clip_bounds(user)
         # The range contains 0, so that it has to be within the bounds, and they be known.
-        return user if low <= 0 <= high else None
+        return user if low <= 0 <= high and low < high else None
+
+
+def _by_channel(bias: ir.Value, weight: ir.Value | None, axis: int) -> bool:
+    """Whether a bias is a number, or one for each channel along the last axis."""
+    shape, channels = ir.static_shape(bias), None if weight is None else ir.static_shape(weight)
+    if shape is None or channels is None:
+        return shape is not None
+    allowed = (1, channels[axis % len(channels)])
+    return all(d == 1 for d in shape[:-1]) and (not shape or shape[-1] in allowed)
 
 
 def outputs(unit: Unit) -> tuple[ir.Value, ...]:

@@ -196,3 +196,11 @@ def test_patches_of_an_image_come_from_all_its_columns() -> None:
     gram.update(x)
     assert gram.count == 256
     assert 0.4 < gram.mean.item() < 0.6
+
+
+def test_products_beyond_float32() -> None:
+    for data in ([np.full((2, 2), 1e30, np.float32)] * 2, [np.eye(2, dtype=np.float32) * 1e30]):
+        gram = seen(Gram(), data)
+        gram.merge(seen(Gram(), batches((3, 2))))
+        assert gram.moments() is None
+        assert np.isfinite(gram.mean).all()

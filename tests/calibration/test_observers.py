@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from graphopt.calibration import ChannelStats, Histogram, MinMax, MovingAverage, Observer
+from graphopt.calibration.observers import Finite
 from graphopt.errors import CalibrationError
 
 KINDS = [MinMax(), MovingAverage(0.1), Histogram(), ChannelStats(-1)]
@@ -164,3 +165,15 @@ def test_histogram_is_bounded() -> None:
     found.update(values[np.isfinite(values)])
     assert len(pickle.dumps(found)) < 600_000
     assert found.bins()[2].sum() == np.isfinite(values).sum()
+
+
+def test_finite() -> None:
+    seen = [Finite(), Finite(), Finite()]
+    seen[0].update(np.ones(3, np.float32))
+    seen[1].update(np.array([1, -np.inf], np.float32))
+    seen[2].update(np.array([], np.float32))
+    assert [s.finite for s in seen] == [True, False, True]
+    seen[2].merge(seen[0])
+    assert seen[2].finite
+    seen[2].merge(seen[1])
+    assert not seen[2].finite

@@ -150,3 +150,23 @@ def test_an_empty_tensor(model: ir.Model) -> None:
     empty: list[Feeds] = [{"x": np.zeros((0, 2, 4, 4), np.float32)}]
     report = traced(model, batches=empty)
     assert [(t.seen, t.saturated, t.histogram) for t in report.tensors] == [(None, 0.0, ())] * 5
+
+
+def test_defaults_of_inputs() -> None:
+    model = ir.parse_text(
+        '<ir_version: 8, opset_import: ["": 17]>\n'
+        "g (float[N,2] x, float[2,2] w) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> "
+        "{ y = MatMul(x, w) }"
+    )
+    ir.infer_shapes(model)
+    scheme = get("tensorrt").scheme
+    assert scheme is not None
+    units = Units(model, scheme)
+    given: list[Feeds] = [{"x": np.ones((3, 2), np.float32)}]
+    data = from_batches(given, model)
+    report = trace("all", units, form_of(units, data), {"y"}, given, data)
+    assert {t.name: t.sqnr_db is None for t in report.tensors} == {
+        "x": False,
+        "w": True,
+        "y": False,
+    }

@@ -171,3 +171,13 @@ def test_inputs_to_measure_on(
     found = settings(batch, model)
     assert [len(f["x"]) for f in found] == want
     assert found[-1] is batch
+
+
+def test_without_a_budget_there_is_a_floor() -> None:
+    name, reason = choose([candidate("a", 0.5, 3.0), candidate("b", 0.9, 12.0)])
+    assert name == "b"
+    name, reason = choose([candidate("a", 0.5, 3.0), candidate("b", 0.9, -math.inf)])
+    assert name is None
+    assert reason == "no int8 form keeps within the budget: SQNR 3.0 dB is below 10 dB"
+    assert choose([candidate("a", 0.5, 3.0)], Budget(sqnr_db=2))[0] == "a"
+    assert choose([candidate("a", 0.5, 3.0)], Budget(drop=1))[0] == "a"

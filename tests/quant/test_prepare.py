@@ -171,3 +171,18 @@ def test_a_bias_of_one_element_is_spread() -> None:
     bias = quantize_weight(unit, units, params).bias
     assert bias is not None
     assert bias.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted"),
+    [("zero, six", (0, 6)), (", zero", (-255, 0)), ("minus, ", (-1, 255))],
+)
+def test_bounds_hold_where_nothing_but_zero_was_seen(
+    bounds: str, wanted: tuple[float, float]
+) -> None:
+    units = units_of(
+        "(float[1,1,3,3] x) => (float[1,1,3,3] y) <float[1,1,1,1] w = {1}, float zero = {0}, "
+        f"float six = {{6}}, float minus = {{-1}}> {{ c = Conv(x, w) y = Clip(c, {bounds}) }}"
+    )
+    params = activation_params(units, {"x": (-1, 1), "y": (0, 0)})
+    np.testing.assert_allclose(params["y"].range, wanted, atol=0.005)

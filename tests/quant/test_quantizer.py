@@ -13,7 +13,7 @@ import pytest
 
 from graphopt import ir
 from graphopt.calibration import from_batches
-from graphopt.errors import NotApplicable
+from graphopt.errors import CalibrationError, NotApplicable
 from graphopt.quant import quantizer as module
 from graphopt.quant.costs import Costs
 from graphopt.quant.measure import Budget, Candidate
@@ -245,3 +245,57 @@ def test_batches_for_trying_and_for_judging(monkeypatch: pytest.MonkeyPatch) -> 
     judged.clear()
     run(ALL)
     assert judged == [6, 6]  # too few to set any aside
+
+
+MASKED = (
+    '<ir_version: 8, opset_import: ["": 17]>\n'
+    "g (float[n,2,3] x) => (float[n,2,3] y) <float[3,3] w = {1, 2, 0, 0, 1, 1, 2, 0, 1}, "
+    "float[2,2] mask = {0, MASK, 0, 0}> { q = MatMul(x, w) k = Transpose<perm=[0,2,1]>(x) "
+    "s = MatMul(q, k) m = Add(s, mask) p = Softmax(m) y = MatMul(p, q) }"
+)
+
+
+def masked(mask: str, **more: Any) -> Outcome:
+    model = ir.parse_text(MASKED.replace("MASK", mask))
+    rng = np.random.default_rng(0)
+    data: list[dict[str, Array]] = [
+        {"x": rng.normal(size=(4, 2, 3)).astype(np.float32)} for _ in range(3)
+    ]
+    data += more.pop("data", [])
+    scheme = get("portable").scheme
+    assert scheme is not None
+    return quantize(
+        model, get("portable"), scheme, from_batches(data, model),
+        dataclasses.replace(ALL, **more), finish=ir.infer_shapes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", ["-inf", "-3.4e38"])
+def test_masks_stay_in_floating_point(mask: str) -> None:
+    found = masked(mask)
+    assert found.model is not None
+    kinds = forms(found)
+    assert kinds["m"] == "float"
+    assert kinds["q"] == kinds["y"] == "static"
+
+
+def test_what_is_infinite_is_named() -> None:
+    model = ir.parse_text(
+        '<ir_version: 8, opset_import: ["": 17]>\n'
+        "g (float[n,2] x) => (float[n,2] y) <float[2,2] w = {1, 2, 3, 1}, float[1] zero = {0}> "
+        "{ a = MatMul(x, w) l = Reciprocal(zero) m = Add(a, l) t = Tanh(m) y = MatMul(t, w) }"
+    )
+    data = from_batches([{"x": np.eye(2, dtype=np.float32)}], model)
+    scheme = get("portable").scheme
+    assert scheme is not None
+    found = quantize(model, get("portable"), scheme, data, ALL, finish=ir.infer_shapes)
+    assert found.model is not None
+    reasons = {row["name"]: row.get("reason") for row in found.details["nodes"]}
+    assert reasons["m"] == "it reads or writes NaN or infinity"
+    assert forms(found)["a"] == "static"
+
+
+def test_infinite_samples_are_an_error() -> None:
+    bad = np.full((4, 2, 3), np.inf, np.float32)
+    with pytest.raises(CalibrationError, match="batch 3: input 'x' is inf"):
+        masked("0", data=[{"x": bad}])

@@ -280,3 +280,67 @@ def test_a_scheme_that_keeps_relu() -> None:
     ir.infer_shapes(model)
     unit = only(Units(model, dataclasses.replace(X64, drops_relu=False)))
     assert unit.activation is None
+
+
+def test_a_known_range_is_no_bound_of_another() -> None:
+    for op in ("Sigmoid", "Softmax"):
+        found = units(
+            f"(float[4,4] x) => (float[4,4] y) <float half = {{0.5}}> "
+            f"{{ s = {op}(x) y = Clip(s, , half) }}"
+        )
+        assert only(found).activation is None
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_constants_that_are_not_finite(value: str) -> None:
+    found = units(
+        "(float[1,1,3,3] x) => (float[1,2,3,3] y, float[1,1,3,3] z) "
+        f"<float[2,1,1,1] w = {{1, 2}}, float[2] b = {{3, {value}}}, float m = {{{value}}}> "
+        "{ y = Conv(x, w, b) z = Add(x, m) }"
+    )
+    assert not len(found)
+    assert set(why(found).values()) == {"a constant that it reads holds NaN or infinity"}
+
+
+@pytest.mark.parametrize("shape", ["3,1", "3,2", "1,3,1"])
+def test_biases_that_are_not_by_channel(shape: str) -> None:
+    count = 6 if shape == "3,2" else 3
+    numbers = ", ".join(map(str, range(count)))
+    found = units(
+        "(float[3,2] x) => (float[3,3] y) <float[2,3] w = {1, 2, 3, 4, 5, 6}, "
+        f"float[{shape}] b = {{{numbers}}}> {{ y = Gemm(x, w, b) }}",
+        target="qnn",
+    )
+    assert "is not one number per channel" in why(found)["Gemm"]
+
+
+@pytest.mark.parametrize("shape", ["", "1", "3", "1,3", "1,1"])
+def test_biases_by_channel(shape: str) -> None:
+    numbers = "1, 2, 3" if "3" in shape else "1"
+    found = units(
+        "(float[3,2] x) => (float[3,3] y) <float[2,3] w = {1, 2, 3, 4, 5, 6}, "
+        f"float[{shape}] b = {{{numbers}}}> {{ y = Gemm(x, w, b) }}".replace("float[]", "float"),
+        target="qnn",
+    )
+    assert only(found).bias is not None
+
+
+@pytest.mark.parametrize(("shape", "out"), [("2", "3"), ("1,2,1", "1,3,1")])
+def test_weights_that_are_no_matrices(shape: str, out: str) -> None:
+    found = units(
+        f"(float[3,2] x) => (float[{out}] y) <float[{shape}] w = {{1, 2}}> {{ y = MatMul(x, w) }}",
+        target="tensorrt",
+    )
+    assert why(found) == {"MatMul": "its weight is no matrix"}
+
+
+def test_empty_weights() -> None:
+    model = ir.parse_text(
+        '<ir_version: 8, opset_import: ["": 17]>\n'
+        "g (float[2,4] x) => (float[2,0] y) <float[1] w = {0}> { y = MatMul(x, w) }"
+    )
+    value = model.graph.initializers["w"]
+    value.const_value = ir.Tensor(np.zeros((4, 0), np.float32), name="w")
+    value.shape = ir.Shape((4, 0))
+    assert X64 is not None
+    assert why(Units(model, X64)) == {"MatMul": "its weight is empty"}
