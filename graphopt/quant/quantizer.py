@@ -52,6 +52,8 @@ _SEARCH_SECONDS = 100.0
 # Forms that are measured whole: the fastest division and some that add less noise.
 _DIVISIONS = 8
 _QUALITY_ROWS = 256
+# Divisions that are expected to take this much longer than the fastest are for budgets only.
+_SLOWER = 1.25
 # Kinds of forms whose fastest member takes this much longer than the fastest are not searched.
 _NEAR = 1.05
 # Signal-to-noise ratio in dB from which on a dynamic form is accurate enough without a budget: a
@@ -393,9 +395,14 @@ class _Quantizer:
         known = estimated_costs(self.units) if costs is None else costs
         others = form.divisions(self.units, known, fixed=products)
         found: list[Candidate] = []
+        fastest = 0.0
         for division in itertools.chain(whole, itertools.islice(others, _DIVISIONS)):
             if not division.integer or any(c.integer == division.integer for c in found):
                 continue
+            if not whole and self.options.budget == Budget():
+                fastest = division.seconds if not found else fastest
+                if division.seconds > _SLOWER * fastest:
+                    break  # only a budget would be worth that much of the speed
             model = form.quantized(self.model, division.integer)
             if mixed:
                 self.dynamic.write(model, self.data, executor=self.executor, cache=self.cache)
