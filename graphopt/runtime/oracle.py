@@ -69,7 +69,8 @@ class Oracle:
         self.probes: list[Probe] = []
         self.seconds = 0.0
         self._threads, self._budget, self._custom = threads, budget, tuple(custom_ops)
-        self._coarsest = coarsest_float(model)
+        # A pass behind one that made floats coarser rounds as coarsely as these.
+        self._coarsest = self._previous_coarsest = self._pending_coarsest = coarsest_float(model)
         self._original: list[dict[str, Any]] = []
         self._previous: list[dict[str, Any]] = []
         self._pending: list[dict[str, Any]] | None = None
@@ -137,7 +138,9 @@ class Oracle:
             raise ValueError(f"the oracle is not available: {self.reason}")
         if against not in ("original", "previous"):
             raise ValueError(f"against must be 'original' or 'previous', not {against!r}")
-        base = self._original if against == "original" else self._previous
+        original = against == "original"
+        base = self._original if original else self._previous
+        coarsest = self._coarsest if original else self._previous_coarsest
         on_data = promised(exactness) == "lossy" and any(p.source == "data" for p in self.probes)
         started = time.perf_counter()
         self._pending = None
@@ -148,7 +151,7 @@ class Oracle:
                 for probe, reference in zip(self.probes, base, strict=True):
                     got = self._compared(session.run(probe.feeds, timeout=4 * self._budget))
                     found.append(got)
-                    part = compare(reference, got, exactness, coarsest=self._coarsest)
+                    part = compare(reference, got, exactness, coarsest=coarsest)
                     if not part.ok:
                         parts.append(part)
                         break
@@ -161,6 +164,9 @@ class Oracle:
         outcome = merge(parts)
         if len(found) == len(self.probes):
             self._pending = found
+            self._pending_coarsest = (
+                coarsest_float(model) if isinstance(model, ir.Model) else self._coarsest
+            )
         return outcome
 
     def accept(self) -> None:
@@ -172,10 +178,12 @@ class Oracle:
         if self._pending is None:
             raise ValueError("there is no checked model to accept")
         self._previous, self._pending = self._pending, None
+        self._previous_coarsest = self._pending_coarsest
 
     def restart(self) -> None:
         """Make the original the "previous" one again."""
         self._previous, self._pending = self._original, None
+        self._previous_coarsest = self._coarsest
 
     def _open(self, model: ModelSource) -> Session:
         return open_session(model, threads=self._threads, custom_ops=self._custom)

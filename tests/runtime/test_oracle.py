@@ -314,3 +314,24 @@ def live(model: ir.Model) -> set[ir.Node]:
         inner = [n for g in ir.subgraphs(node) for n in g]
         pending += [v.producer() for n in (node, *inner) for v in n.inputs if v is not None]
     return found
+
+
+def test_rounding_behind_16_bit_floats_is_judged_as_such() -> None:
+    """A pass behind a conversion to float16 keeps the function, but not to 7 digits."""
+    head = '<ir_version: 8, opset_import: ["": 17]>\ng (float[N,8] x) => (float[N,8] y) '
+    original = ir.parse_text(head + "{ a = Sin(x) b = Exp(a) y = Sin(b) }")
+    coarse = ir.parse_text(
+        head + "{ a = Sin(x) c = Cast<to = 10>(a) e = Cast<to = 1>(c) b = Exp(e) y = Sin(b) }"
+    )
+    shifted = ir.parse_text(
+        head.replace("=> (float[N,8] y) ", "=> (float[N,8] y) <float[1] k = {1.0003}> ")
+        + "{ a = Sin(x) s = Mul(a, k) c = Cast<to = 10>(s) e = Cast<to = 1>(c) b = Exp(e) "
+        + "y = Sin(b) }"
+    )
+    oracle = Oracle(original)
+    assert oracle.check(coarse, "lossy").ok
+    oracle.accept()
+    assert oracle.check(shifted, "rounding", against="previous").ok
+    assert not oracle.check(shifted, "rounding", against="original").ok
+    oracle.restart()
+    assert not oracle.check(shifted, "rounding", against="previous").ok
