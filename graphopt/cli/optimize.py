@@ -179,7 +179,9 @@ def optimize(
 
     get(config.target)
     check_writable(destination)
-    check_json(json_file, model, destination)
+    samples = [] if config.data is None else [config.data]
+    check_json(str(destination), *samples, option="--output")
+    check_json(json_file, model, destination, *samples)
     for folder in (dump, reproducer, config.cache):
         _check_folder(folder)
     keeper = None
@@ -199,8 +201,7 @@ def optimize(
             result, source_bytes = _run(config, model, dump, keeper, say)
             _check_verified(result, require_verified=require_verified)
             try:
-                if accept is not None:
-                    accept(result)
+                (accept or api.require_goals)(result)
             except GoalNotMet as e:
                 missed = e
             else:

@@ -105,7 +105,8 @@ def command(
 
     if debug_file == "-" and (quiet or json_file == "-"):
         raise click.UsageError("--debug - cannot be had with --json - or --quiet")
-    check_json(debug_file, Path(model), Path(destination), option="--debug")
+    read = [Path(p) for p in (model, data) if p is not None]
+    check_json(debug_file, *read, Path(destination), option="--debug")
     pipeline = api.quantization(
         {**options, "per_channel": not per_tensor, "debug": debug_file is not None},
         "O0" if no_optimize else "O2",

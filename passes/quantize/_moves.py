@@ -143,7 +143,9 @@ def move_rules(scheme: Scheme, on_integers: bool) -> tuple[Rule, ...]:
         if ir.opset(pad) < 13 or integers(first) not in (ir.DataType.INT8, ir.DataType.UINT8):
             return m.fail("there is no Pad of its integers")
         inputs = [m.value(_codes), *pad.inputs[1:]]
-        if ir.attr(pad, "mode") == "constant":
+        if ir.attr(pad, "mode") != "constant":
+            inputs[2:3] = [None]  # a number that is not used, and not of the type of the integers
+        else:
             number = _pad_number(pad)
             if number is None:
                 return m.fail("what it pads with is not constant")

@@ -71,7 +71,9 @@ def move_integers(m: Match, rw: Rewriter) -> Replacement:
         return m.fail(f"{node.op_type} takes 8-bit integers from opset {since} on")
     inputs: list[ir.Value | None] = [s.codes for s in sources]
     inputs += node.inputs[len(positions) :]
-    if node.op_type == "Pad" and ir.attr(node, "mode") == "constant":
+    if node.op_type == "Pad" and ir.attr(node, "mode") != "constant":
+        inputs[2:3] = [None]  # a number that is not used, and not of the type of the integers
+    elif node.op_type == "Pad":
         given = node.inputs[2] if len(node.inputs) > 2 else None
         number = np.zeros((), np.float32) if given is None else known(given)
         if number is None:

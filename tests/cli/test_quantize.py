@@ -261,6 +261,19 @@ def test_the_debug_report_overwrites_no_model(run: Run, transformer: Path, tmp_p
     assert f"--debug would overwrite {out}" in done.err
 
 
+@pytest.mark.parametrize("option", ["--output", "--json", "--debug"])
+def test_samples_are_not_overwritten(
+    option: str, run: Run, transformer: Path, few: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "few.npz"
+    data.write_bytes(few.read_bytes())
+    other = [] if option == "--output" else ["-o", tmp_path / "q.onnx"]
+    done = run("quantize", transformer, *other, "--data", data, option, data)
+    assert done.code == 2
+    assert f"{option} would overwrite {data}" in done.err
+    assert data.read_bytes() == few.read_bytes()
+
+
 # --- Python ---------------------------------------------------------------------------------------
 
 

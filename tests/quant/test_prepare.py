@@ -186,3 +186,21 @@ def test_bounds_hold_where_nothing_but_zero_was_seen(
     )
     params = activation_params(units, {"x": (-1, 1), "y": (0, 0)})
     np.testing.assert_allclose(params["y"].range, wanted, atol=0.005)
+
+
+def test_float_biases_of_dead_channels_survive_rounding() -> None:
+    w = np.zeros((2, 1, 1, 1), np.float32)
+    w[0] = 1
+    units = units_of(
+        "(float[1,1,3,3] x) => (float[1,2,3,3] y) <float[1] w = {0}, float[2] b = {1, 0.01}> "
+        "{ y = Conv(x, w, b) }",
+        target="tensorrt",
+        w=w,
+    )
+    (unit,) = units
+    params = activation_params(units, {"x": (-1, 1), "y": (-1, 1)})
+    found = quantize_weight(unit, units, params)
+    # ONNX Runtime's weight_bias_quantization.cc rounds the bias to this.
+    step = params["x"].scale * found.params.scale
+    assert found.bias is not None
+    assert np.all(step < 1e-2 * np.abs(found.bias))

@@ -187,6 +187,11 @@ MOVES = [
     ("Pad", "t = Pad<mode=\"reflect\">(d0, p)", ", int64[8] p = {0,0,1,1,0,0,1,1}"),
     (
         "Pad",
+        "t = Pad<mode=\"edge\">(d0, p, v)",
+        ", int64[8] p = {0,0,1,1,0,0,1,1}, float v = {1.234}",
+    ),
+    (
+        "Pad",
         "v = DequantizeLinear(c, s0, z0) t = Pad(d0, p, v)",
         ", int64[8] p = {0,1,0,0,0,2,1,0}, uint8 c = {50}",
     ),

@@ -342,3 +342,18 @@ def test_declines_to_clip(check: Check, declined: Text) -> None:
     text = CLIPPED.format(clip="Relu(x)", s=0.01, z=128, low=0, high=0)
     found = declined(check(RepairQdq(), text, None, target="nnapi"))
     assert "range is wider than the clip" in found
+
+
+def test_a_pad_of_integers_gets_no_float_that_it_does_not_use() -> None:
+    got = run(
+        f"""(float[1,2,4,4] x) => (float[A,B,C,D] y) <{S}, {EXTRA}, float odd = {{0.013}}>
+        {{
+          q = QuantizeLinear(x, s, z)
+          d = DequantizeLinear(q, s, z)
+          m = Pad<mode="edge">(d, pads, odd)
+          r = QuantizeLinear(m, s, z)
+          y = DequantizeLinear(r, s, z)
+        }}"""
+    )
+    (pad,) = [n for n in got.graph if n.op_type == "Pad"]
+    assert pad.inputs[0].producer().op_type == "QuantizeLinear"
