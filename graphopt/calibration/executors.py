@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -62,7 +63,11 @@ class Processes(concurrent.futures.Executor):
         methods = multiprocessing.get_all_start_methods()
         method = "forkserver" if "forkserver" in methods else "spawn"
         return concurrent.futures.ProcessPoolExecutor(
-            self.count, mp_context=multiprocessing.get_context(method)
+            self.count,
+            mp_context=multiprocessing.get_context(method),
+            # Ctrl-C reaches all processes of a terminal; this one ends the others.
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
         )
 
     def submit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import multiprocessing
+import signal
 import sys
 import tracemalloc
 from collections.abc import Iterator, Mapping
@@ -591,3 +592,8 @@ def test_a_sentence_encoder_with_sentences_of_any_length(shared_data: Path) -> N
     assert isinstance(found, Histogram)
     assert 0 <= found.min <= found.max <= 1
     assert len({d["input_ids"].shape for d in data}) > 3
+
+
+def test_workers_leave_interrupts_to_the_process_that_started_them() -> None:
+    with Processes(1) as executor:
+        assert executor.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
