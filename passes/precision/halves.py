@@ -47,6 +47,9 @@ def ports(node: ir.Node) -> Ports | str | None:
         return None
     if any(ir.subgraphs(node)):
         return "its subgraphs stay in 32 bits"
+    values = (v for v in (*node.inputs, *node.outputs) if v is not None)
+    if any(v.type is not None and not isinstance(v.type, ir.TensorType) for v in values):
+        return "its sequence stays in 32 bits"
     schema: Any = ir.schema(node.domain, node.op_type, ir.opset(node, node.domain))
     if schema is None:
         return "nobody knows which types it admits"

@@ -243,3 +243,17 @@ def test_real_models_keep_their_quality(models_dir: Path, name: str) -> None:
     assert found.sqnr_db is not None
     assert found.sqnr_db > 45
     ir.check(graphopt.load(source), result.model)
+
+
+def test_sequences_stay_as_they_are() -> None:
+    model = ir.parse_text(
+        text(
+            """(float[2,2] x) => (seq(float[2,2]) s, float[2,2] z) <float[2,2] w = {1,2,3,4}> {
+            t = MatMul(x, w) s = SplitToSequence(t) u = MatMul(x, w)
+            v = SequenceInsert(s, u) y = ConcatFromSequence<axis=0>(v) z = MatMul(y, w) }"""
+        )
+    )
+    result = PassManager(ConvertFp16(), oracle="each", on_mismatch="raise").run(model)
+    assert result.report.changed
+    assert ir.interface_difference(model, result.model) is None
+    assert "its sequence stays in 32 bits" in reasons(result)
