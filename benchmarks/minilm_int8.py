@@ -150,7 +150,10 @@ def speeds(files: dict[str, Path], length: int, seconds: float) -> dict[str, flo
 
     ids = np.random.default_rng(0).integers(1000, 30000, (1, length))
     with contextlib.ExitStack() as stack:
-        opened = {n: stack.enter_context(open_session(p, optimize=True, threads=1)) for n, p in files.items()}
+        opened = {
+            n: stack.enter_context(open_session(p, optimize=True, threads=1))
+            for n, p in files.items()
+        }
         runners = {n: (lambda s=s: s.run(feed(ids))) for n, s in opened.items()}
         found = interleaved(runners, seconds=seconds, clock=time.thread_time)
     return {name: 1 / found[name].ratio for name in files}

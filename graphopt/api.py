@@ -308,6 +308,17 @@ def quantization(options: Mapping[str, Any], first: str) -> Pipeline:
     return Pipeline(passes=(*parse(first).passes, each))
 
 
+def require_goals(result: Result) -> None:
+    """Check that passes reached what their options asked for.
+
+    Raises:
+        GoalNotMet: One did not.
+    """
+    for record in result.report.passes:
+        if "missed" in record.details:
+            raise GoalNotMet(f"{record.text}: {record.details['missed']}")
+
+
 def require_quantized(result: Result, pipeline: Pipeline) -> None:
     """Check what came of the pipeline of :func:`quantize`; see there for what it raises."""
     report = result.report

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt import ir
-from graphopt.api import Data, load, optimize
+from graphopt.api import Data, load, optimize, require_goals
 from graphopt.bundle import Shapes, check_folder, choose_sizes, describe, write_folder
 from graphopt.errors import TargetError, UnsupportedFeature, VerificationError
 from graphopt.manager.base import Exactness, Pass, Pipeline
@@ -83,6 +83,7 @@ def export(
 
     Raises:
         TargetError: The target does not take the model, or needs sizes; nothing was written.
+        GoalNotMet: A pass did not reach what its options ask for; nothing was written.
         VerificationError: A model could not be compared and had to be; nothing was written.
         ExportError: The folder cannot be written, or holds files that no export wrote.
         UnsupportedFeature: The model has a part that nobody can judge.
@@ -112,6 +113,7 @@ def export(
     pipeline = _legalized(passes, chosen)
     result = optimize(loaded, pipeline, target=chosen, data=data, **options)
     reports.append(result.report)
+    require_goals(result)
     _need_comparison(reports, require_verified)
     result.model.ir_version = min(result.model.ir_version or 1, chosen.ir_version)
     inline = not chosen.external_data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -53,6 +54,17 @@ class Samples:
         """
         for _, feeds in self.named():
             yield feeds
+
+    def first(self, count: int) -> Samples:
+        """The first batches, at most ``count`` of them."""
+        return Samples(
+            self.source,
+            self._specs,
+            lambda: itertools.islice(self._batches(), count),
+            min(count, len(self)),
+            count=None,
+            remarks=self.remarks,
+        )
 
     def named(self) -> Iterator[tuple[str, Feeds]]:
         """Iterate over batches, each with words on where it comes from, for messages.

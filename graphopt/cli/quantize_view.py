@@ -66,9 +66,27 @@ def show_result(
             print_line(out, "(--verbose lists them)")
     print_list(out, "remarks", dict.fromkeys(report.remarks))
     out.print()
+    if record.status == "ok":
+        _fit(out, result)
     if files:
         print_line(out, describe_oracle(report.oracle))
     print_files(out, files, before)
+
+
+def _fit(out: Console, result: Result) -> None:
+    """Say where the target does not take the model as it is."""
+    from graphopt.targets import check
+
+    found = [v for v in check(result.model, result.report.target) if not v.slow]
+    if found:
+        name = result.report.target
+        print_line(
+            out,
+            f"{name} does not take all of it as it is ({len(found)} violations; graphopt check "
+            f"lists them): graphopt export MODEL --target {name} --passes O2,quantize-int8 "
+            "brings models into its form.",
+            "bold yellow",
+        )
 
 
 def show_debug(out: Console, report: Report) -> None:

@@ -41,7 +41,7 @@ from graphopt.quant.measure import (
 )
 from graphopt.quant.static import StaticForm, affordable_rows, observe, search, settle
 from graphopt.quant.trial import Quality, Trial
-from graphopt.quant.units import Units, outputs
+from graphopt.quant.units import Units, matches, outputs
 from graphopt.runtime import Feeds
 from graphopt.targets import Scheme, Target
 
@@ -51,7 +51,10 @@ __all__ = ["Options", "Outcome", "quantize"]
 _SEARCH_SECONDS = 100.0
 # Forms that are measured whole: the fastest division and some that add less noise.
 _DIVISIONS = 8
-_QUALITY_ROWS = 256
+# Samples that judge the result and nothing else: this share, up to this number.
+_SHARE, _JUDGES = 0.25, 256
+# Of fewer samples all are needed for ranges.
+_ENOUGH = 64
 # Divisions that are expected to take this much longer than the fastest are for budgets only.
 _SLOWER = 1.25
 # Kinds of forms whose fastest member takes this much longer than the fastest are not searched.
@@ -75,6 +78,7 @@ class Options:
             have an integer kernel are.
         skip: Glob patterns of names of nodes or values, and operators, that stay as they are.
         budget: What has to be kept of the original.
+        samples: How many samples to use, at most.
         threads: Threads within an operator, when latency is measured.
         debug: Tell of every tensor what quantization does to it.
     """
@@ -86,6 +90,7 @@ class Options:
     measured: bool = True
     skip: tuple[str, ...] = ()
     budget: Budget = dataclasses.field(default_factory=Budget)
+    samples: int = 1024
     threads: int = 1
     debug: bool = False
 
@@ -98,11 +103,13 @@ class Outcome:
         model: The quantized model; None where the original is to be kept.
         reason: Why this one, or why none, in a sentence.
         details: Candidates, nodes and why they are as they are, as plain data.
+        unmatched: Patterns of what to skip that fit nothing.
     """
 
     model: ir.Model | None
     reason: str
     details: dict[str, Any]
+    unmatched: tuple[str, ...] = ()
 
 
 def quantize(
@@ -132,7 +139,10 @@ def quantize(
         NotApplicable: There is nothing to quantize, or nothing to quantize it with.
         CalibrationError: The data do not fit the model.
     """
-    return _Quantizer(model, target, scheme, data, options, finish, executor, cache).run()
+    found = _Quantizer(model, target, scheme, data, options, finish, executor, cache).run()
+    nodes = list(ir.all_nodes(model))
+    unmatched = tuple(p for p in options.skip if not any(matches(n, [p]) for n in nodes))
+    return dataclasses.replace(found, unmatched=unmatched)
 
 
 class _Quantizer:
@@ -164,9 +174,10 @@ class _Quantizer:
     def run(self) -> Outcome:
         static, dynamic = self.possible()
         if self.data is None:
-            if not dynamic:
+            if self.options.form != "dynamic":
                 raise NotApplicable(
-                    "needs calibration data (--data), to see what the nodes compute"
+                    "needs calibration data (--data), to see what the nodes compute; form=dynamic "
+                    "does without"
                 )
             return self.without_data()
         batches = self.batches()
@@ -204,7 +215,10 @@ class _Quantizer:
             if traced is not None:
                 self.debug(form, traced, batches[0])
         if chosen is not None and chosen.quality is not None:
-            reason = f"{reason}; {chosen.quality} on {chosen.quality.samples} samples"
+            which = (
+                "that decided nothing" if batches[1] is not batches[0] else "it was calibrated on"
+            )
+            reason = f"{reason}; {chosen.quality} on {chosen.quality.samples} samples {which}"
         return Outcome(None if chosen is None else chosen.model, reason, self.details)
 
     def possible(self) -> tuple[bool, bool]:
@@ -216,10 +230,7 @@ class _Quantizer:
         static = self.options.form != "dynamic" and any(not u.moves for u in self.units)
         dynamic = self.options.form != "static" and bool(self.dynamic)
         if not static and not dynamic:
-            why = ", or infinity goes through them" if self.infinite else ""
-            raise NotApplicable(
-                f"{self.scheme.name} has no integer kernel for any of the nodes{why}"
-            )
+            raise NotApplicable(self.nothing())
         return static, dynamic
 
     def leave_infinite(self, limit: int) -> None:
@@ -245,6 +256,16 @@ class _Quantizer:
             self.options = dataclasses.replace(self.options, skip=skip)
             self.units = Units(self.model, self.scheme, skip=skip)
             self.dynamic = DynamicForm(self.model, self.scheme, self.target, skip)
+
+    def nothing(self) -> str:
+        """Why there is nothing to quantize."""
+        forms = {f for kernel in self.scheme.kernels.values() for f in kernel.forms}
+        if not forms & {"static", "dynamic"}:
+            return f"{self.target.name} computes nothing on 8-bit integers; convert-fp16 may help"
+        left = ", and some let infinity through" if self.infinite else ""
+        if self.options.skip:
+            left += f"; these are to be skipped: {', '.join(self.options.skip)}"
+        return f"{self.target.name} computes none of the nodes on integers{left}"
 
     def enough(self, quality: Quality) -> bool:
         """Whether a dynamic form needs no product left in floating point."""
@@ -275,19 +296,38 @@ class _Quantizer:
         self.details["debug"] = report.to_json()
 
     def batches(self) -> tuple[list[Feeds], list[Feeds]]:
-        """Batches to try forms on, and others to judge the result by where there are enough."""
+        """Batches to try forms on, and others, which nothing else sees, to judge the result by.
+
+        A quarter of the samples is kept for that, up to a number, from the end of the data; none
+        where there are few.
+        """
         assert self.data is not None
+        sizes, rows = [], 0
+        for feeds in self.data:
+            sizes.append(_rows(feeds))
+            rows += sizes[-1]
+            if rows >= self.options.samples:
+                break
+        if rows < (self.data.count or 0):
+            self.details["samples"] = {"used": rows, "given": self.data.count}
+        room = min(_JUDGES, rows * _SHARE) if rows >= _ENOUGH else 0
+        kept, last = 0, len(sizes)
+        while last > 1 and kept + sizes[last - 1] <= room:
+            last -= 1
+            kept += sizes[last]
         variants = 5 * len(self.units.tensors()) + len(self.units)
         wanted = affordable_rows(self.model, variants, seconds=_SEARCH_SECONDS)
         first: list[Feeds] = []
         then: list[Feeds] = []
         seen = 0
-        for feeds in itertools.islice(self.data, wanted + _QUALITY_ROWS):
-            into = first if seen < wanted else then
-            into.append(feeds)
-            seen += _rows(feeds)
-            if seen >= wanted + _QUALITY_ROWS:
-                break
+        for i, feeds in enumerate(itertools.islice(self.data, len(sizes))):
+            if i >= last:
+                then.append(feeds)
+            elif seen < wanted:
+                first.append(feeds)
+                seen += sizes[i]
+        self.data = self.data.first(last)
+        self.details["judged_on"] = "held out" if then else "calibration"
         return first, then or first
 
     def costs(self, feeds: Feeds) -> Costs:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from graphopt import Context, Exactness, NotApplicable, Pass, UnsupportedFeature, ir
 from graphopt.calibration import METHODS, fitting
+from graphopt.passes.cleanup import DeduplicateInitializers
 from graphopt.passes.legalize import LowerOps
 from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.passes.quantize.lower_qdq import LowerQdq
@@ -44,16 +45,16 @@ class QuantizeInt8(Pass):
 
     Needs: calibration data (--data), except for the dynamic form; ONNX Runtime.
 
-    Options: form: auto, static or dynamic. calibrate: auto tries several ranges for each
-    activation; minmax, moving-average, percentile, entropy, mse and distribution are methods for
-    all. percentile: of values kept, in percent. per-channel: a scale for each output channel of
-    weights where the target has kernels for it. rounding: optimal or nearest. equalize: equalize
-    the ranges of channels first. spelling: qdq, qoperator (QLinearConv and its like), or auto, what
-    the target runs fastest. choose: measured, or all nodes that have a kernel. min-sqnr: least
-    signal-to-noise ratio of the outputs, in dB. max-drop: largest share of predictions that may
-    change, in percent. skip: patterns of nodes, values or operators that stay as they are. threads:
-    of an operator, when latency is measured. debug: run the quantized model once more and report
-    noise, range and histogram of every tensor.
+    Options: form (auto: what is faster, node by node; static; dynamic), calibrate (auto tries
+    several ranges for each activation; the others are methods for all), percentile (share of values
+    kept, in percent, by the method of that name), per-channel (a scale for each output channel of
+    weights, where the target has kernels for it), rounding (of weights: optimal, by what their
+    errors do to outputs, or nearest), equalize (the ranges of channels first), spelling (qdq;
+    qoperator: QLinearConv and its like; auto: what the target runs fastest), choose (measured, or
+    all nodes that have a kernel), min-sqnr (least signal-to-noise ratio of the outputs, in dB),
+    max-drop (largest share of predictions that may change, in percent), skip (patterns of values
+    that nodes compute, names of nodes, or operators, that stay as they are), samples (how many to
+    use, at most), threads (of an operator, when latency is measured), debug (report every tensor).
 
     Example: Relu(Conv(x, w, b)) -> DequantizeLinear(QuantizeLinear(Conv(DequantizeLinear(
     QuantizeLinear(x)), DequantizeLinear(w'), DequantizeLinear(b'))))
@@ -81,6 +82,7 @@ class QuantizeInt8(Pass):
     max_drop: float | None = None
     skip: tuple[str, ...] = ()
     threads: int = 1
+    samples: int = 1024
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -90,11 +92,12 @@ class QuantizeInt8(Pass):
             ValueError: One is out of bounds.
         """
         if not 50 < self.percentile <= 100:
-            raise ValueError(f"a percentile of values is in (50, 100], not {self.percentile}")
-        if self.threads < 1:
-            raise ValueError(f"an operator runs on one thread at least, not {self.threads}")
+            raise ValueError(f"percentile is in (50, 100], not {self.percentile}")
+        for name in ("threads", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ValueError(f"a share in percent is in [0, 100], not {self.max_drop}")
+            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Quantize a copy, and take it over if it is better."""
@@ -102,7 +105,10 @@ class QuantizeInt8(Pass):
         if scheme is None:
             raise NotApplicable(f"the target {ctx.target.name} wants no integers")
         if _is_quantized(model):
-            raise NotApplicable("the model is quantized already; repair-qdq rewrites such models")
+            raise NotApplicable(
+                "the model is quantized already; the pipeline repair brings such models into the "
+                "form that the target computes fast"
+            )
         if not self.per_channel:
             weight = dataclasses.replace(scheme.weight, granularity="tensor")
             scheme = dataclasses.replace(scheme, weight=weight)
@@ -116,13 +122,23 @@ class QuantizeInt8(Pass):
             finish=lambda m: self._finish(m, ctx, scheme), executor=ctx.executor, cache=ctx.cache,
         )  # fmt: skip
         ctx.details.update(found.details)
+        for pattern in found.unmatched:
+            ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
         if found.model is None:
+            if self._options().budget != Budget():
+                ctx.details["missed"] = found.reason
             raise NotApplicable(found.reason)
         if not ctx.allow("quantize"):
             return False
         rw = ctx.rewriter()
         rw.become(found.model)
         ctx.remark(found.reason)
+        if "samples" in found.details:
+            ctx.remark(
+                "the first {used:,} of {given:,} samples were used".format(
+                    **found.details["samples"]
+                )
+            )
         ctx.stats.applied["quantize"] += 1
         return True
 
@@ -140,6 +156,7 @@ class QuantizeInt8(Pass):
             measured=self.choose == "measured",
             skip=self.skip,
             budget=Budget(self.min_sqnr, self.max_drop),
+            samples=self.samples,
             threads=self.threads,
             debug=self.debug,
         )
@@ -147,13 +164,10 @@ class QuantizeInt8(Pass):
     def _finish(self, model: ir.Model, ctx: Context, scheme: Scheme) -> None:
         """Bring a quantized copy into the spelling that the target runs fastest."""
         ir.infer_shapes(model)
-        spelling = self.spelling
-        if spelling == "auto":
-            spelling = scheme.spelling
-        if spelling == "qdq":
-            return
+        spelling = scheme.spelling if self.spelling == "auto" else self.spelling
+        lowering = (LowerQdq(), ChannelsLast(), PadChannels()) if spelling == "qoperator" else ()
         inner = Context(model, ctx.target)
-        for each in (LowerQdq(), ChannelsLast(), PadChannels()):
+        for each in (*lowering, DeduplicateInitializers()):
             try:
                 each.run(model, inner)
             except NotApplicable:

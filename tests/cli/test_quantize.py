@@ -208,10 +208,10 @@ def test_where_nothing_is_faster(
     [
         (("--form", "static"), "needs calibration data (--data)"),
         (("--form", "dynamic", "--min-sqnr", "20"), "needs calibration data (--data)"),
-        (("--skip", "*"), "has no integer kernel for any of the nodes"),
+        (("--skip", "*"), "computes none of the nodes on integers; these are to be skipped: *"),
         (("--target", "cpux64"), "there is no target 'cpux64'"),
         (("--calibrate", "minmx"), "did you mean 'minmax'?"),
-        (("--max-drop", "101"), "a share in percent is in [0, 100], not 101"),
+        (("--max-drop", "101"), "max-drop is a share in percent, in [0, 100], not 101"),
         (("--form", "both"), "'both' is not one of"),
         (("--nothing-like-it",), "no such option '--nothing-like-it'"),
         (("--data", "missing.npz"), "missing.npz"),
@@ -235,7 +235,7 @@ def test_missing_data(run: Run, resnet: Path, tmp_path: Path) -> None:
     assert done.code == 2
     assert done.err == (
         "error: the model cannot be quantized: needs calibration data (--data), to see what the "
-        "nodes compute\n"
+        "nodes compute; form=dynamic does without\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -251,7 +251,7 @@ def test_data_of_another_model(run: Run, resnet: Path, tmp_path: Path) -> None:
 def test_a_quantized_model(run: Run, folder: Path, few: Path, tmp_path: Path) -> None:
     done = run("quantize", folder / "int8.onnx", "-o", tmp_path / "q.onnx", "--data", few)
     assert done.code == 2
-    assert "the model is quantized already; repair-qdq rewrites such models" in done.err
+    assert "the model is quantized already; the pipeline repair" in done.err
 
 
 def test_the_debug_report_overwrites_no_model(run: Run, transformer: Path, tmp_path: Path) -> None:

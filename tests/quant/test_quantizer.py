@@ -80,7 +80,7 @@ def test_all_nodes_that_have_a_kernel() -> None:
         "a": "static", "p": "static", "f": "static", "t": "float", "y": "static"
     }  # fmt: skip
     assert "latency was not measured" in found.reason
-    assert "on 24 samples" in found.reason
+    assert "on 24 samples it was calibrated on" in found.reason
 
 
 def test_it_is_the_same_on_any_executor_and_with_a_cache(tmp_path: Path) -> None:
@@ -102,27 +102,28 @@ def test_equalized() -> None:
 
 
 def test_without_data() -> None:
-    found = run(ALL, data=False)
+    dynamic = dataclasses.replace(ALL, form="dynamic")
+    found = run(dynamic, data=False)
     assert found.details["chosen"] == "dynamic"
     assert forms(found)["y"] == "dynamic"
     for options in (
-        dataclasses.replace(ALL, form="static"), dataclasses.replace(ALL, budget=Budget(30.0))
-    ):  # fmt: skip
+        ALL,  # nobody who forgot them gets half of it
+        dataclasses.replace(ALL, form="static"),
+        dataclasses.replace(dynamic, budget=Budget(30.0)),
+    ):
         with pytest.raises(NotApplicable, match="needs calibration data"):
             run(options, data=False)
-    with pytest.raises(NotApplicable, match="needs calibration data"):
-        run(ALL, data=False, target="portable")  # which has no dynamic form
 
 
 def test_nothing_has_a_kernel() -> None:
-    with pytest.raises(NotApplicable, match="no integer kernel for any"):
+    with pytest.raises(NotApplicable, match="computes none of the nodes"):
         run(dataclasses.replace(ALL, skip=("*",)))
-    with pytest.raises(NotApplicable, match="no integer kernel for any"):
+    with pytest.raises(NotApplicable, match="computes none of the nodes"):
         run(dataclasses.replace(ALL, form="dynamic"), target="portable")
 
 
 def test_moves_alone_are_nothing_to_quantize() -> None:
-    with pytest.raises(NotApplicable, match="no integer kernel for any"):
+    with pytest.raises(NotApplicable, match="computes none of the nodes"):
         run(dataclasses.replace(ALL, skip=("Conv", "Gemm", "GlobalAveragePool")))
 
 
@@ -240,11 +241,12 @@ def test_batches_for_trying_and_for_judging(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(module, "Trial", spy)
     run(ALL)
-    assert judged == [3, 3]  # twelve rows in three batches, and what is left
-    monkeypatch.setattr(module, "affordable_rows", lambda *_a, **_k: 100)
+    assert judged == [3, 3]  # twelve rows in three batches, for want of more twice
+    monkeypatch.setattr(module, "_ENOUGH", 24)
     judged.clear()
-    run(ALL)
-    assert judged == [6, 6]  # too few to set any aside
+    found = run(ALL)
+    assert judged == [3, 1]  # a quarter of 24 rows is a batch and a half
+    assert "on 4 samples that decided nothing" in found.reason
 
 
 MASKED = (
