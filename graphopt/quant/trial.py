@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from graphopt.runtime import Feeds, open_session
 __all__ = ["Quality", "Trial", "decibels", "difference", "square"]
 
 _WORKERS = 2
+# Variants after which the memory of earlier ones is given back.
+_FREED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +100,13 @@ class Trial:
         out: list[float] = []
         with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
             pending: list[concurrent.futures.Future[float]] = []
-            for each in variants:
+            for i, each in enumerate(variants):
                 pending.append(pool.submit(self.noise, build(each)))
                 if len(pending) > 2 * _WORKERS:
                     out.append(pending.pop(0).result())
+                if i % _FREED == _FREED - 1:
+                    # A graph and its nodes refer to each other, and the collector may be paused.
+                    gc.collect()
             out += [future.result() for future in pending]
         return out
 
