@@ -9,7 +9,7 @@ from typing import Any
 
 from graphopt import ir
 from graphopt.calibration import Samples
-from graphopt.quant.dynamic import dynamic_obstacle, quantize_lstm
+from graphopt.quant.dynamic import dynamic_obstacle, quantize_attention, quantize_lstm
 from graphopt.quant.measure import Candidate
 from graphopt.quant.products import quantize_products, quantize_tables
 from graphopt.quant.residuals import keep_normalizations
@@ -34,7 +34,8 @@ class DynamicForm:
 
     Attributes:
         names: Names of the values that products compute; those of the main graph.
-        recurrent: Names of the values that LSTMs compute, those of subgraphs included.
+        layers: Names of the values that LSTMs and ONNX Runtime's Attention compute, those of
+            subgraphs included.
         noises: Noise at the outputs from quantizing a product alone, by its name, once
             :meth:`candidates` has measured it.
     """
@@ -54,16 +55,16 @@ class DynamicForm:
         self.names = frozenset(
             n.outputs[0].name or "" for n in model.graph if self.fits(n) and n.op_type in _PRODUCTS
         )
-        self.recurrent = frozenset(
+        self.layers = frozenset(
             n.outputs[0].name or ""
             for n in ir.all_nodes(model)
-            if n.op_type == "LSTM" and self.fits(n)
+            if n.op_type in _LAYERS and self.fits(n)
         )
         self.noises: dict[str, float] = {}
 
     def __bool__(self) -> bool:
         """Whether there are any."""
-        return bool(self.names or self.recurrent)
+        return bool(self.names or self.layers)
 
     def fits(self, node: ir.Node) -> bool:
         """Whether a node has a dynamic form on the target."""
@@ -76,7 +77,7 @@ class DynamicForm:
         kernel = self.scheme.kernel(node, "dynamic")
         if isinstance(kernel, str):
             return kernel
-        if node.op_type == "LSTM" and _MICROSOFT not in self.target.domains:
+        if node.op_type in _LAYERS and _MICROSOFT not in self.target.domains:
             return f"{self.target.name} does not run operators of {_MICROSOFT}"
         return dynamic_obstacle(node)
 
@@ -117,8 +118,8 @@ class DynamicForm:
             executor=executor,
             cache=cache,
         )
-        for node in [n for n in ir.all_nodes(model) if n.op_type == "LSTM" and self.fits(n)]:
-            _recurrent(rw, node, self.scheme.weight.limits)
+        for node in [n for n in ir.all_nodes(model) if n.op_type in _LAYERS and self.fits(n)]:
+            _LAYERS[node.op_type](rw, node, self.scheme.weight.limits)
         quantize_tables(rw)
         if self.target.providers[0] == "CPUExecutionProvider":
             keep_normalizations(rw)
@@ -164,8 +165,9 @@ class DynamicForm:
             model = self.written(
                 self.model, data, finish, without=order[:count], executor=executor, cache=cache
             )
-            made = f"dynamic, {len(self.names) - count} of {len(self.names)} products"
-            quantized = (self.names | self.recurrent).difference(order[:count])
+            every = self.names | self.layers
+            quantized = every.difference(order[:count])
+            made = f"dynamic, {len(quantized)} of {len(every)} nodes"
             found.append(Candidate(made, model, dynamic=quantized))
             if enough(trial.quality(model)):
                 break
@@ -189,6 +191,14 @@ class DynamicForm:
         return dict(zip(names, trial.noises(build, names), strict=True))
 
 
+def _attention(rw: Rewriter, node: ir.Node, limits: tuple[int, int]) -> None:
+    data = ir.array(node.inputs[1])
+    assert data is not None
+    scale = weight_scales(data.T, limits)
+    integers = round_weights(data.T, scale, limits).T.astype("int8")
+    quantize_attention(rw, node, integers, scale[:, 0])
+
+
 def _recurrent(rw: Rewriter, node: ir.Node, limits: tuple[int, int]) -> None:
     integers, scales = [], []
     for value in node.inputs[1:3]:
@@ -200,3 +210,7 @@ def _recurrent(rw: Rewriter, node: ir.Node, limits: tuple[int, int]) -> None:
         integers.append(round_weights(flat, scale, limits).astype("int8").reshape(data.shape))
         scales.append(scale[:, 0])
     quantize_lstm(rw, node, (integers[0], integers[1]), (scales[0], scales[1]))
+
+
+# What ONNX Runtime has operators of its own for, and what writes them.
+_LAYERS = {"Attention": _attention, "LSTM": _recurrent}

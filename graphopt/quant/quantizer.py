@@ -281,7 +281,7 @@ class _Quantizer:
         if self.options.budget != Budget():
             raise NotApplicable("needs calibration data (--data), to see what is kept of accuracy")
         model = self.dynamic.written(self.model, None, self.finish)
-        chosen = Candidate("dynamic", model, dynamic=self.dynamic.names | self.dynamic.recurrent)
+        chosen = Candidate("dynamic", model, dynamic=self.dynamic.names | self.dynamic.layers)
         self.details["chosen"] = chosen.name
         self.details["nodes"] = explain(self.units, self.dynamic, chosen)
         return Outcome(model, "dynamic, without samples to judge it by", self.details)

@@ -131,7 +131,7 @@ def test_verbose_and_debug(run: Run, transformer: Path, few: Path, tmp_path: Pat
         "--debug", "-",
     )  # fmt: skip
     assert (done.code, done.err) == (0, "")
-    assert "dynamic, 14 of 14 products" in done.out
+    assert "dynamic, 14 of 14 nodes" in done.out
     assert "/norm/LayerNormalization_output_0" in done.out
     assert "--verbose" not in done.out
     assert "No static form of the model was tried" in done.out

@@ -56,7 +56,7 @@ def test_products_are_found() -> None:
     form = form_of(build())
     assert form.names == {"a", "b", "y"}
     assert form
-    assert not form.recurrent
+    assert not form.layers
     assert form_of(build(), skip=("Gemm", "y")).names == {"a"}
     assert not form_of(build(), skip=("*",))
 
@@ -130,7 +130,7 @@ def test_candidates() -> None:
 
     found = form.candidates(trial, from_batches(data, model), nothing, never)
     assert [c.name for c in found] == [
-        f"dynamic, {n} of 12 products" for n in (12, 11, 9)
+        f"dynamic, {n} of 12 nodes" for n in (12, 11, 9)
     ]  # fmt: skip
     assert [len(c.dynamic) for c in found] == [12, 11, 9]
     assert all(not c.integer for c in found)
@@ -140,7 +140,7 @@ def test_candidates() -> None:
     assert found[2].dynamic == form.names - set(order[:3])
     assert len(judged) == 3
     enough = form_of(model).candidates(trial, from_batches(data, model), nothing, lambda _q: True)
-    assert [c.name for c in enough] == ["dynamic, 12 of 12 products"]
+    assert [c.name for c in enough] == ["dynamic, 12 of 12 nodes"]
 
 
 def test_one_product() -> None:
@@ -150,7 +150,7 @@ def test_one_product() -> None:
     found = form.candidates(
         Trial(model, data), from_batches(data, model), nothing, lambda _q: False
     )
-    assert [c.name for c in found] == ["dynamic, 1 of 1 products"]
+    assert [c.name for c in found] == ["dynamic, 1 of 1 nodes"]
 
 
 def test_an_lstm_in_a_branch() -> None:
@@ -168,7 +168,7 @@ def test_an_lstm_in_a_branch() -> None:
         value.shape = ir.Shape(shape)
     ir.infer_shapes(model)
     form = form_of(model)
-    assert form.recurrent == {"a", "b"}
+    assert form.layers == {"a", "b"}
     assert not form.names
     assert form
     made = form.written(model, None, nothing)
@@ -179,3 +179,24 @@ def test_an_lstm_in_a_branch() -> None:
     ]
     assert Trial(model, data).quality(made).sqnr_db > 25
     assert not form_of(model, "portable")
+
+
+def test_attention() -> None:
+    model = ir.parse_text(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>\n'
+        "g (float[2,L,16] x) => (float[2,L,16] y) <float[1] w = {0}, float[48] b = {"
+        + ", ".join(["0.1"] * 48)
+        + "}> { y = com.microsoft.Attention<num_heads=4>(x, w, b) }"
+    )
+    rng = np.random.default_rng(0)
+    value = model.graph.initializers["w"]
+    value.const_value = ir.Tensor(rng.normal(size=(16, 48)).astype(np.float32) / 4, name="w")
+    value.shape = ir.Shape((16, 48))
+    ir.infer_shapes(model)
+    form = form_of(model)
+    assert form.layers == {"y"}
+    assert not form_of(model, "portable")
+    written = form.written(model, None, nothing)
+    assert ops(written) == {"DynamicQuantizeLinear": 1, "QAttention": 1}
+    data = [{"x": rng.normal(size=(2, 5, 16)).astype(np.float32)}]
+    assert Trial(model, data).quality(written).sqnr_db > 30

@@ -191,7 +191,7 @@ def test_the_fastest_kind_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dynamic_form_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, {"fastest dynamic": 0.4, "dynamic, 1": 0.4, "": 0.9})
     found = run(MEASURED)
-    assert found.details["chosen"] == "dynamic, 1 of 1 products"
+    assert found.details["chosen"] == "dynamic, 1 of 1 nodes"
     assert forms(found)["y"] == "dynamic"
 
 
