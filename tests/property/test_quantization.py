@@ -86,7 +86,7 @@ def test_random_models(seed: int, options: str, target: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 10_000), options=st.sampled_from(OPTIONS), target=st.sampled_from(TARGETS)
 )
