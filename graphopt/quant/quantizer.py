@@ -16,7 +16,7 @@ import numpy as np
 from graphopt import ir
 from graphopt.calibration import Samples, collect
 from graphopt.calibration.observers import Finite
-from graphopt.errors import NotApplicable
+from graphopt.errors import NotApplicable, SessionError
 from graphopt.quant.choose import Division, cheapest
 from graphopt.quant.costs import (
     Costs,
@@ -181,9 +181,14 @@ class _Quantizer:
                 )
             return self.without_data()
         batches = self.batches()
+        try:
+            trial = Trial(self.model, batches[0])
+        except SessionError as e:
+            raise NotApplicable(
+                f"ONNX Runtime, with its optimizations on, does not run the model: {e}"
+            ) from e
         self.leave_infinite(len(batches[0]))
         static, dynamic = self.possible()
-        trial = Trial(self.model, batches[0])
         inputs = settings(batches[0][0], self.model)
         costs = self.costs(inputs[0]) if static and self.unmeasurable is None else None
         families = self.families(static, dynamic, costs, inputs)

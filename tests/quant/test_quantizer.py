@@ -301,3 +301,16 @@ def test_infinite_samples_are_an_error() -> None:
     bad = np.full((4, 2, 3), np.inf, np.float32)
     with pytest.raises(CalibrationError, match="batch 3: input 'x' is inf"):
         masked("0", data=[{"x": bad}])
+
+
+def test_a_model_that_does_not_run() -> None:
+    model = ir.parse_text(
+        '<ir_version: 8, opset_import: ["": 17, "some.where": 1]>\n'
+        "g (float[n,4] x) => (float[n,4] y) <float[4,4] w = {" + ", ".join("1" * 16) + "}> "
+        "{ a = MatMul(x, w) y = some.where.Odd(a) }"
+    )
+    data = from_batches([{"x": np.ones((2, 4), np.float32)}], model)
+    target = get("cpu-x64")
+    assert target.scheme is not None
+    with pytest.raises(NotApplicable, match="does not run the model: .*Odd"):
+        quantize(model, target, target.scheme, data, ALL, finish=lambda _m: None)
