@@ -312,5 +312,5 @@ def test_a_model_that_does_not_run() -> None:
     data = from_batches([{"x": np.ones((2, 4), np.float32)}], model)
     target = get("cpu-x64")
     assert target.scheme is not None
-    with pytest.raises(NotApplicable, match="does not run the model: .*Odd"):
+    with pytest.raises(NotApplicable, match=r"does not run the model: .*Odd"):
         quantize(model, target, target.scheme, data, ALL, finish=lambda _m: None)
