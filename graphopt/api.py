@@ -148,7 +148,7 @@ def quantize(
     ...     form="dynamic", choose="all", min_sqnr=30,
     ... )
     >>> result.report.passes[-1].details["chosen"]
-    'dynamic, 14 of 14 products'
+    'dynamic, 14 of 14 nodes'
 
     Args:
         model: Whatever :func:`load` reads. It is not modified.
