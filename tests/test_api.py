@@ -36,13 +36,47 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "targets": ({"errors", "ir"}, set()),
     "runtime": ({"errors", "ir"}, set()),
     "calibration": ({"errors", "ir", "runtime"}, set()),
-    "quant": ({"analyses", "calibration", "errors", "ir", "rewrite", "runtime", "targets"}, set()),
+    "measure": ({"errors", "ir", "rewrite", "runtime", "targets"}, set()),
+    "quant": (
+        {"analyses", "calibration", "errors", "ir", "measure", "rewrite", "runtime", "targets"},
+        set(),
+    ),
+    "reconstruct": (
+        {"analyses", "calibration", "errors", "ir", "measure", "rewrite", "runtime"},
+        set(),
+    ),
+    "pruning": (
+        {
+            "analyses",
+            "calibration",
+            "errors",
+            "ir",
+            "measure",
+            "reconstruct",
+            "rewrite",
+            "runtime",
+            "targets",
+        },
+        set(),
+    ),
     "frontends": ({"errors", "ir", "targets", "runtime"}, set()),
     "bundle": ({"errors", "ir", "targets", "runtime"}, set()),
 }
 TOP = {"__init__", "__main__", "api", "cli", "exporting", "testing"}
 # What built-in passes may import, as third-party ones may: names exported by graphopt, and these.
-PUBLIC = {"ir", "analyses", "calibration", "quant", "runtime", "targets", "testing", "passes"}
+PUBLIC = {
+    "analyses",
+    "calibration",
+    "ir",
+    "measure",
+    "passes",
+    "pruning",
+    "quant",
+    "reconstruct",
+    "runtime",
+    "targets",
+    "testing",
+}
 # Who may import onnx and onnx_ir: the IR, code that turns other formats into ONNX, and passes that
 # hand a model to another program.
 ONNX_USERS = ("graphopt/ir/", "graphopt/frontends/", "passes/external/")

@@ -5,7 +5,6 @@ from graphopt.quant.measure import Budget, Candidate
 from graphopt.quant.params import QParams, from_range, from_weight
 from graphopt.quant.quantizer import Options, Outcome, quantize
 from graphopt.quant.static import StaticForm
-from graphopt.quant.trial import Quality, Trial
 from graphopt.quant.units import Unit, Units
 
 __all__ = [
@@ -14,10 +13,8 @@ __all__ = [
     "Options",
     "Outcome",
     "QParams",
-    "Quality",
     "Quantized",
     "StaticForm",
-    "Trial",
     "Unit",
     "Units",
     "emit_static",

@@ -161,16 +161,18 @@ def frontier(
     }
     fixed = broken.union(fixed)
     fastest = cheapest(units, costs, activations, weights, 0.0, fixed=fixed)
-    yield fastest
-    seen = {fastest.integer}
-    if not fastest.integer or fastest.noise <= 0:
-        return
-    for factor in _PRICES:
-        price = factor * fastest.seconds / fastest.noise
-        found = cheapest(units, costs, activations, weights, price, fixed=fixed)
-        if found.integer and found.integer not in seen:
-            seen.add(found.integer)
-            yield found
+    found = [fastest]
+    if fastest.integer and fastest.noise > 0:
+        prices = (factor * fastest.seconds / fastest.noise for factor in _PRICES)
+        cuts = (cheapest(units, costs, activations, weights, p, fixed=fixed) for p in prices)
+        found += [each for each in cuts if each.integer]
+    # Rounding in the capacities of a cut can prefer a division that is no better in anything.
+    found.sort(key=lambda each: (each.seconds, each.noise))
+    least = math.inf
+    for each in found:
+        if each.noise < least:
+            least = each.noise
+            yield each
 
 
 def _read_elsewhere(value: ir.Value, units: Units) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 from graphopt import ir
 from graphopt.calibration import Histogram, Samples, collect
 from graphopt.calibration.watched import expected_sizes, putting_out
+from graphopt.measure import decibels, difference, square
 from graphopt.quant.params import QParams
 from graphopt.quant.static import StaticForm
-from graphopt.quant.trial import decibels, difference, square
 from graphopt.quant.units import Units
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds, open_session

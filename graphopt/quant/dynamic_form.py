@@ -9,12 +9,12 @@ from typing import Any
 
 from graphopt import ir
 from graphopt.calibration import Samples
+from graphopt.measure import Quality, Trial
 from graphopt.quant.dynamic import dynamic_obstacle, quantize_attention, quantize_lstm
 from graphopt.quant.measure import Candidate
 from graphopt.quant.products import quantize_products, quantize_tables
 from graphopt.quant.residuals import keep_normalizations
 from graphopt.quant.rounding import round_weights, weight_scales
-from graphopt.quant.trial import Quality, Trial
 from graphopt.quant.units import matches
 from graphopt.rewrite import Rewriter
 from graphopt.targets import Scheme, Target

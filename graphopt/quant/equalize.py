@@ -27,10 +27,10 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.calibration import ChannelStats, Histogram, Samples, collect, find_range
+from graphopt.measure import Trial
 from graphopt.quant.channels import Channels, Fold, scaled
 from graphopt.quant.params import from_range, from_weight
 from graphopt.quant.prepare import channel_axis
-from graphopt.quant.trial import Trial
 from graphopt.quant.units import Unit, Units
 from graphopt.rewrite import Rewriter
 

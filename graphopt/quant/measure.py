@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import platform
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from graphopt import ir
-from graphopt.quant.trial import Quality, Trial
-from graphopt.runtime import Feeds, Session, interleaved, open_session, provider_status
+from graphopt.measure import Quality, Trial, race
+from graphopt.runtime import Feeds
 from graphopt.targets import Target
 
-__all__ = ["Budget", "Candidate", "best", "judge", "race", "runs_here", "settings", "summary"]
+__all__ = ["Budget", "Candidate", "best", "judge", "raced", "summary"]
 
 # A form has to be this much faster than the original to be worth it: below that it is noise.
 _GAIN = 0.98
@@ -78,37 +73,7 @@ class Candidate:
     quality: Quality | None = None
 
 
-def runs_here(target: Target) -> str | None:
-    """Why latency on a target cannot be measured on this machine, or None if it can."""
-    provider = target.providers[0]
-    if target.processors and platform.machine().lower() not in target.processors:
-        return f"{target.name} is another processor than the one of this machine"
-    if provider == "CPUExecutionProvider":
-        return None if target.processors else f"{target.name} is for other runtimes"
-    found = provider_status(provider)
-    return None if found.ok else f"{provider} does not run here: {found.reason}"
-
-
-def settings(feeds: Feeds, model: ir.Model) -> list[Feeds]:
-    """Inputs to measure on: one sample, and the whole batch where it holds more.
-
-    Args:
-        feeds: A batch.
-        model: The model; a batch can be cut where the first dimension of all inputs is one symbol.
-    """
-    declared = [ir.dims(v) for v in ir.inputs(model)]
-    firsts = {d[0] if d else None for d in declared}
-    arrays = [v for v in feeds.values() if isinstance(v, np.ndarray)]
-    free = (
-        len(firsts) == 1 and not isinstance(next(iter(firsts)), int) and len(arrays) == len(feeds)
-    )
-    lengths = {len(a) if a.ndim else 0 for a in arrays}
-    if not free or len(lengths) != 1 or max(lengths) < 2:
-        return [feeds]
-    return [{name: v[:1] for name, v in feeds.items()}, feeds]
-
-
-def race(
+def raced(
     original: ir.Model,
     candidates: Sequence[Candidate],
     inputs: Sequence[Feeds],
@@ -117,37 +82,12 @@ def race(
     threads: int = 1,
     seconds: float = 1.0,
 ) -> list[Candidate]:
-    """Measure the candidates' latency against the original's, interleaved.
-
-    Args:
-        original: The model they are compared with.
-        candidates: Forms of it.
-        inputs: What to run; each counts alike.
-        target: Where to run.
-        threads: Threads within an operator.
-        seconds: Roughly how long to measure each candidate on each input.
-
-    Returns:
-        The candidates with their ratios.
-    """
-    ratios: list[list[float]] = [[] for _ in candidates]
-    models = {"original": original, **{str(i): c.model for i, c in enumerate(candidates)}}
-    with contextlib.ExitStack() as stack:
-        opened = {
-            name: stack.enter_context(_open(m, target, threads)) for name, m in models.items()
-        }
-        for feeds in inputs:
-            found = interleaved(
-                {n: (lambda s=s, f=feeds: s.run(f)) for n, s in opened.items()},  # type: ignore[misc]
-                seconds=seconds * len(models),
-                # Other programs do not count where one thread does the work.
-                clock=time.thread_time if threads == 1 else time.perf_counter,
-            )
-            for i, each in enumerate(ratios):
-                each.append(found[str(i)].ratio)
+    """The candidates with their ratios, see ``graphopt.measure.race``."""
+    models = [c.model for c in candidates]
+    found = race(original, models, inputs, target=target, threads=threads, seconds=seconds)
     return [
         dataclasses.replace(c, ratio=math.exp(math.fsum(map(math.log, r)) / len(r)), slowest=max(r))
-        for c, r in zip(candidates, ratios, strict=True)
+        for c, r in zip(candidates, found, strict=True)
     ]
 
 
@@ -191,16 +131,6 @@ def best(candidates: Sequence[Candidate], budget: Budget) -> tuple[Candidate | N
         near = [c for c in within if c.ratio <= limit]
         chosen = max(near, key=lambda c: 0.0 if c.quality is None else c.quality.sqnr_db)
     return chosen, f"{1 / chosen.ratio:.2f}x as fast as the original"
-
-
-def _open(model: ir.Model, target: Target, threads: int) -> Session:
-    return open_session(
-        model,
-        optimize=target.optimize,
-        threads=threads,
-        providers=target.with_options,
-        config=target.session,
-    )
 
 
 def summary(candidates: Iterable[Candidate]) -> list[dict[str, Any]]:

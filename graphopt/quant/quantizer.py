@@ -17,30 +17,15 @@ from graphopt import ir
 from graphopt.calibration import Samples, collect
 from graphopt.calibration.observers import Finite
 from graphopt.errors import NotApplicable, SessionError
+from graphopt.measure import LatencyTable, Quality, Trial, machine_name, runs_here, settings
 from graphopt.quant.choose import Division, cheapest
-from graphopt.quant.costs import (
-    Costs,
-    LatencyTable,
-    estimated_costs,
-    machine_name,
-    measure_costs,
-)
+from graphopt.quant.costs import Costs, estimated_costs, measure_costs
 from graphopt.quant.debug import trace
 from graphopt.quant.dynamic_form import DynamicForm
 from graphopt.quant.equalize import equalize
 from graphopt.quant.explain import explain
-from graphopt.quant.measure import (
-    Budget,
-    Candidate,
-    best,
-    judge,
-    race,
-    runs_here,
-    settings,
-    summary,
-)
+from graphopt.quant.measure import Budget, Candidate, best, judge, raced, summary
 from graphopt.quant.static import StaticForm, affordable_rows, observe, search, settle
-from graphopt.quant.trial import Quality, Trial
 from graphopt.quant.units import Units, matches, outputs
 from graphopt.runtime import Feeds
 from graphopt.targets import Scheme, Target
@@ -203,7 +188,7 @@ class _Quantizer:
                 executor=self.executor, cache=self.cache,
             )  # fmt: skip
         if candidates and self.unmeasurable is None:
-            candidates = race(
+            candidates = raced(
                 self.original, candidates, inputs, target=self.target,
                 threads=self.options.threads,
             )  # fmt: skip
@@ -388,7 +373,7 @@ class _Quantizer:
             fastest[name] = Candidate(f"fastest {name}", model)
         if not fastest:
             return []
-        measured = race(
+        measured = raced(
             self.model, list(fastest.values()), inputs, target=self.target,
             threads=self.options.threads, seconds=0.5,
         )  # fmt: skip

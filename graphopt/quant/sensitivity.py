@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from graphopt import ir
+from graphopt.measure import Trial
 from graphopt.quant.emit import Quantized
 from graphopt.quant.params import QParams, from_range
 from graphopt.quant.prepare import Range
-from graphopt.quant.trial import Trial
 from graphopt.quant.units import Units, outputs
 from graphopt.rewrite import Rewriter
 

@@ -13,6 +13,7 @@ from graphopt import ir
 from graphopt.analyses import Cost
 from graphopt.calibration import Histogram, Observer, Samples, collect, find_range, observer_for
 from graphopt.calibration.gram import Gram
+from graphopt.measure import Trial
 from graphopt.quant import weights as weight_rounding
 from graphopt.quant.choose import Division, frontier
 from graphopt.quant.costs import Costs
@@ -20,7 +21,6 @@ from graphopt.quant.emit import Quantized, emit_static
 from graphopt.quant.params import QParams
 from graphopt.quant.prepare import Range, activation_params, to_observe
 from graphopt.quant.sensitivity import Sensitivity, measure_activations, measure_weights
-from graphopt.quant.trial import Trial
 from graphopt.quant.units import Units
 from graphopt.rewrite import Rewriter
 from graphopt.targets import Scheme

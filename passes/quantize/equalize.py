@@ -8,9 +8,9 @@ import numpy as np
 
 from graphopt import Context, Exactness, NotApplicable, Pass, ir
 from graphopt.calibration import Samples, from_batches
+from graphopt.measure import Trial
 from graphopt.quant.channels import Channels
 from graphopt.quant.equalize import Equalized, find_factors, observe_extents, weight_factors
-from graphopt.quant.trial import Trial
 from graphopt.quant.units import Units
 from graphopt.runtime import Feeds
 from graphopt.targets import Scheme

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphopt import PassManager, ir
-from graphopt.quant import Trial
+from graphopt.measure import Trial
 from graphopt.runtime import open_session
 from graphopt.testing import random_model
 

@@ -10,8 +10,8 @@ import pytest
 
 from graphopt import ir
 from graphopt.calibration import from_batches
+from graphopt.measure import Quality, Trial
 from graphopt.quant.dynamic_form import DynamicForm
-from graphopt.quant.trial import Quality, Trial
 from graphopt.targets import get
 
 Array = np.ndarray[Any, Any]

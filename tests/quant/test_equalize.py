@@ -9,6 +9,7 @@ import pytest
 
 import graphopt
 from graphopt import ir, targets
+from graphopt.measure import Trial
 from graphopt.quant.channels import Channels
 from graphopt.quant.equalize import (
     Extent,
@@ -18,7 +19,6 @@ from graphopt.quant.equalize import (
     weight_factors,
 )
 from graphopt.quant.prepare import activation_params, quantize_weight
-from graphopt.quant.trial import Trial
 from graphopt.quant.units import Units
 from graphopt.rewrite import Rewriter
 from graphopt.targets import Format, Scheme

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
 from graphopt import ir
+from graphopt.measure import Quality, Trial
 from graphopt.quant.measure import (
     _SLACK,
     Budget,
     Candidate,
     best,
     judge,
-    race,
-    runs_here,
-    settings,
+    raced,
     summary,
 )
-from graphopt.quant.trial import Quality, Trial
 from graphopt.targets import get
 
 MODEL = ir.parse_text(
@@ -130,47 +127,9 @@ def test_judged_and_raced() -> None:
     data = [{"x": np.ones((2, 4), np.float32)}]
     (found,) = judge([Candidate("same", MODEL)], Trial(MODEL, data))
     assert found.quality == Quality(math.inf, 1.0, 1.0, 2)
-    (timed,) = race(MODEL, [found], data, target=get("cpu-x64"), seconds=0.01)
+    (timed,) = raced(MODEL, [found], data, target=get("cpu-x64"), seconds=0.01)
     assert timed.quality == found.quality
     assert 0 < timed.ratio <= timed.slowest < math.inf
-
-
-def test_where_latency_can_be_measured() -> None:
-    here = get("cpu")
-    assert runs_here(here) is None
-    other = get("cpu-arm64" if runs_here(get("cpu-arm64")) else "cpu-x64")
-    assert "another processor" in (runs_here(other) or "")
-    assert runs_here(get("portable")) == "portable is for other runtimes"
-    for name in ("nnapi", "qnn"):
-        assert "does not run here" in (runs_here(get(name)) or "")
-
-
-def feeds(**shapes: tuple[int, ...]) -> dict[str, Any]:
-    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-
-
-@pytest.mark.parametrize(
-    ("inputs", "given", "want"),
-    [
-        ("float[n,4] x", {"x": (8, 4)}, [1, 8]),
-        ("float[n,4] x", {"x": (1, 4)}, [1]),
-        ("float[8,4] x", {"x": (8, 4)}, [8]),
-        ("float[n,4] x, float[n,4] y", {"x": (8, 4), "y": (8, 4)}, [1, 8]),
-        ("float[n,4] x, float[m,4] y", {"x": (8, 4), "y": (3, 4)}, [8]),
-        ("float[n,4] x, float y", {"x": (8, 4), "y": ()}, [8]),
-        ("float[?,4] x, float[?,4] y", {"x": (8, 4), "y": (3, 4)}, [8]),
-    ],
-)  # fmt: skip
-def test_inputs_to_measure_on(
-    inputs: str, given: dict[str, tuple[int, ...]], want: list[int]
-) -> None:
-    model = ir.parse_text(
-        f'<ir_version: 8, opset_import: ["": 17]>\ng ({inputs}) => (float[?,4] o) {{ o = Relu(x) }}'
-    )
-    batch = feeds(**given)
-    found = settings(batch, model)
-    assert [len(f["x"]) for f in found] == want
-    assert found[-1] is batch
 
 
 def test_without_a_budget_there_is_a_floor() -> None:

@@ -14,11 +14,11 @@ import pytest
 from graphopt import ir
 from graphopt.calibration import from_batches
 from graphopt.errors import CalibrationError, NotApplicable
+from graphopt.measure import Trial
 from graphopt.quant import quantizer as module
 from graphopt.quant.costs import Costs
 from graphopt.quant.measure import Budget, Candidate
 from graphopt.quant.quantizer import Options, Outcome, quantize
-from graphopt.quant.trial import Trial
 from graphopt.targets import get
 
 Array = np.ndarray[Any, Any]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from graphopt import ir
+from graphopt.measure import Trial
 from graphopt.quant.emit import Quantized
 from graphopt.quant.params import from_range, from_weight
 from graphopt.quant.sensitivity import measure_activations, measure_weights
-from graphopt.quant.trial import Trial
 from graphopt.quant.units import Units
 from graphopt.targets import Format, get
 

@@ -12,8 +12,8 @@ import pytest
 from graphopt import ir
 from graphopt.calibration import Histogram, MinMax, Samples, from_batches
 from graphopt.errors import CalibrationError
+from graphopt.measure import Trial
 from graphopt.quant.static import affordable_rows, observe, search, settle
-from graphopt.quant.trial import Trial
 from graphopt.quant.units import Units
 from graphopt.targets import get
 

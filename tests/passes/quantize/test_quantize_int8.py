@@ -15,8 +15,8 @@ from graphopt.calibration import load_data
 from graphopt.errors import CalibrationError, GraphOptError
 from graphopt.manager.report import PassRecord
 from graphopt.manager.runner import Result
+from graphopt.measure import Quality, Trial
 from graphopt.passes.quantize.quantize_int8 import QuantizeInt8
-from graphopt.quant import Quality, Trial
 from graphopt.runtime import open_session
 from graphopt.targets import check, get
 

@@ -10,7 +10,7 @@ import pytest
 
 from graphopt import ir
 from graphopt.errors import CalibrationError, SessionError
-from graphopt.quant.trial import Quality, Trial
+from graphopt.measure import Quality, Trial
 
 Array = np.ndarray[Any, Any]
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\ng '

@@ -1,0 +1,19 @@
+"""What forms of a model are worth: quality on samples, latency on the target."""
+
+from graphopt.measure.race import race, runs_here, settings
+from graphopt.measure.tables import LatencyTable, machine_name, shaped
+from graphopt.measure.trial import Quality, Trial, decibels, difference, square
+
+__all__ = [
+    "LatencyTable",
+    "Quality",
+    "Trial",
+    "decibels",
+    "difference",
+    "machine_name",
+    "race",
+    "runs_here",
+    "settings",
+    "shaped",
+    "square",
+]
