@@ -154,7 +154,7 @@ class Machine:
         self.integer = 1.0
         monkeypatch.setattr(module, "runs_here", lambda _target: None)
         monkeypatch.setattr(module, "measure_costs", self.costs)
-        monkeypatch.setattr(module, "race", self.race)
+        monkeypatch.setattr(module, "raced", self.race)
 
     def costs(self, units: Any, *_args: Any, **_options: Any) -> Costs:
         each = {u.name for u in units}
