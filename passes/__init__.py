@@ -34,6 +34,7 @@ from graphopt.passes.layout import (
 )
 from graphopt.passes.legalize import ConvertOpset, FixShapes, LowerOps
 from graphopt.passes.precision import ConvertFp16
+from graphopt.passes.pruning import PruneLayers
 from graphopt.passes.quantize import (
     ChannelsLast,
     DropQdq,
@@ -90,6 +91,7 @@ PASSES = (
     LowerQdq,
     ChannelsLast,
     PadChannels,
+    PruneLayers,
 )
 
 PIPELINES = {

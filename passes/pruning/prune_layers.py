@@ -1,0 +1,252 @@
+"""Depth pruning: whole layers beside shortcuts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from graphopt import Context, Exactness, NotApplicable, Pass, ir
+from graphopt.analyses import Cost
+from graphopt.calibration import fitting
+from graphopt.measure import Quality, Trial, decibels, race, runs_here, settings
+from graphopt.pruning import Block, Removal, find_blocks, matches, removals
+from graphopt.quant import Budget
+from graphopt.runtime import Feeds
+
+__all__ = ["PruneLayers"]
+
+_NAME = "prune-layers"
+# Samples that judge the result and decide nothing: this share, where there are enough.
+_SHARE, _ENOUGH = 0.25, 64
+# Measured times scatter by about as much.
+_SCATTER = 1.02
+
+
+class PruneLayers(Pass):
+    """Leave out the layers beside shortcuts that the outputs miss least.
+
+    What it does: finds additions of a shortcut and of what a branch computes from it, such as the
+    residual blocks of convolutional networks and the attentions and feed-forward layers of
+    transformers. Where the shortcut has the shape of the sum it can stand for it. The model is run
+    without each of these branches, and the one that adds least noise to the outputs is taken out.
+    So on, one by one, until enough have gone.
+
+    Exactness: LOSSY
+
+    Needs: calibration data (--data); ONNX Runtime. It finds most after O2, which makes shapes known
+    that exporters leave open.
+
+    Options: count (how many go; 1, if nothing else is given), ratio (which share of the layers that
+    may go), latency (until the model takes this share of the original's time on the target),
+    min-sqnr (stop before the ratio of signal to noise at the outputs, in dB, is lower), max-drop
+    (stop before more predictions change, in percent), keep (how many of the layers that may go have
+    to stay), skip (patterns of names of values or nodes in layers, or kinds of layers, that stay:
+    attention, convolution, recurrent, feed-forward), dry (only measure and report), samples (how
+    many to use, at most), threads (of an operator, when latency is measured).
+
+    Example: Add(x, Conv(Relu(Conv(x, v)), w)) -> x
+
+    Declines when: a shortcut is computed (a projection) or has another shape than the sum; values
+    within a branch are outputs of the model or used elsewhere; there is no data; no removal stays
+    within min-sqnr and max-drop; the result is not faster.
+
+    References: Veit et al. (2016), "Residual Networks Behave Like Ensembles of Relatively Shallow
+    Networks"; Michel et al. (2019), "Are Sixteen Heads Really Better than One?"; Men et al. (2024),
+    "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect".
+    """
+
+    name = _NAME
+    exactness = Exactness.LOSSY
+    count: int | None = None
+    ratio: float | None = None
+    latency: float | None = None
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    keep: int = 1
+    skip: tuple[str, ...] = ()
+    dry: bool = False
+    samples: int = 512
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: One is out of bounds, or there are several goals.
+        """
+        goals = [n for n in ("count", "ratio", "latency") if getattr(self, n) is not None]
+        if len(goals) > 1:
+            raise ValueError(f"{' and '.join(goals)} are different goals; give one")
+        for name, least in (("count", 1), ("keep", 0), ("samples", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} has to be {least} or more, not {value}")
+        for name in ("ratio", "latency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} is a share, in (0, 1], not {value}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
+
+    def run(self, model: ir.Model, ctx: Context) -> bool:
+        """Take layers out of a copy, and take it over if it is better."""
+        original = ir.clone(model)
+        ir.infer_shapes(original)
+        blocks = find_blocks(original)
+        may_go = self._sort(blocks, ctx)
+        most = self._most(len(may_go))
+        if not most and not self.dry:
+            if may_go:
+                ctx.decline(_NAME, f"there are {len(may_go)} layers that may go, {self.keep} stay")
+            return False
+        if ctx.data is None:
+            raise NotApplicable(
+                "needs calibration data (--data), to see which layers the outputs miss least"
+            )
+        choose, judge = _split(fitting(ctx.data, original), self.samples)
+        search = _Search(self, ctx, original, choose, judge)
+        taken = search.run({b.name for b in may_go}, most)
+        ctx.details["layers"] = search.listed(blocks, taken)
+        if self.dry or not taken or not ctx.allow(_NAME):
+            return False
+        ctx.rewriter().become(taken[-1].model)
+        ctx.remark(search.summary(taken))
+        ctx.stats.applied["take-out-layer"] += len(taken)
+        return True
+
+    def _most(self, found: int) -> int:
+        """How many layers may go."""
+        wanted = found
+        if self.ratio is not None:
+            wanted = math.floor(self.ratio * found + 0.5)
+        elif self.latency is None:
+            wanted = self.count or 1
+        return max(0, min(wanted, found - self.keep))
+
+    def _sort(self, blocks: list[Block], ctx: Context) -> list[Block]:
+        """Layers that may go; the reasons of the others are reported."""
+        may_go = []
+        for block in blocks:
+            if block.reason is not None:
+                ctx.decline(_NAME, block.reason)
+            elif not matches(block, self.skip):
+                may_go.append(block)
+        for pattern in self.skip:
+            if not any(matches(b, [pattern]) for b in blocks):
+                ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
+        return may_go
+
+    @property
+    def budget(self) -> Budget | None:
+        """What has to be kept of the original, if anything was asked for."""
+        asked = Budget(self.min_sqnr, self.max_drop)
+        return None if asked == Budget() else asked
+
+
+@dataclasses.dataclass
+class _Search:
+    """Removals until a goal is met, and what is told of them."""
+
+    options: PruneLayers
+    ctx: Context
+    original: ir.Model
+    choose: list[Feeds]
+    judge: list[Feeds]
+    quality: Quality | None = None
+    time: float = math.nan
+
+    def run(self, names: set[str], most: int) -> list[Removal]:
+        """Removals that meet the goal.
+
+        Raises:
+            NotApplicable: The first one misses the budget, or the result is not faster.
+        """
+        trial = Trial(self.original, self.choose)
+        judge = trial if self.judge is self.choose else Trial(self.original, self.judge)
+        options, taken, why = self.options, list[Removal](), ""
+        for found in removals(self.original, trial, names, fast=options.latency is not None):
+            if options.dry:
+                return [found]
+            quality = judge.quality(found.model)
+            why = (options.budget.obstacle(quality) if options.budget else None) or ""
+            if why:
+                break
+            taken.append(found)
+            self.quality = quality
+            if options.latency is not None:
+                self.time = self._time(found.model)
+                if self.time <= options.latency:
+                    break
+            if len(taken) == most:
+                break
+        if not taken:
+            self.ctx.details["missed"] = why
+            raise NotApplicable(f"without the layer that is missed least: {why}")
+        if math.isnan(self.time):
+            self.time = self._time(taken[-1].model)
+        if self.time > _SCATTER:
+            raise NotApplicable(f"the result takes {self.time:.2f} times as long as the original")
+        if options.latency is not None and self.time > options.latency * _SCATTER:
+            missed = f"latency {self.time:.2f} of the original's, not {options.latency:g}"
+            self.ctx.details["missed"] = f"{missed}: {why}" if why else missed
+        return taken
+
+    def _time(self, model: ir.Model) -> float:
+        """Time of a model in units of the original's: measured, or estimated for other machines."""
+        if runs_here(self.ctx.target) is not None:
+            return Cost(model).seconds / Cost(self.original).seconds
+        inputs = settings(self.choose[0], self.original)
+        (ratios,) = race(
+            self.original, [model], inputs, target=self.ctx.target, threads=self.options.threads
+        )
+        return float(np.exp(np.mean(np.log(ratios))))
+
+    def listed(self, blocks: list[Block], taken: list[Removal]) -> list[dict[str, Any]]:
+        """Every layer as plain data: what leaving out it alone does, and when it went."""
+        alone = taken[0].others if taken else {}
+        order = {} if self.options.dry else {r.block.name: i + 1 for i, r in enumerate(taken)}
+        return [
+            {
+                "name": b.name,
+                "kind": b.kind,
+                "nodes": len(b.branch),
+                "sqnr_db": decibels(1.0, alone[b.name]) if b.name in alone else None,
+                "removed": order.get(b.name),
+                "reason": b.reason or (None if b.name in alone else "to be skipped"),
+            }
+            for b in blocks
+        ]
+
+    def summary(self, taken: list[Removal]) -> str:
+        """What was done, in a sentence."""
+        names = ", ".join(f"%{r.block.name}" for r in taken)
+        measured = "measured" if runs_here(self.ctx.target) is None else "estimated"
+        which = "calibrated on" if self.judge is self.choose else "that decided nothing"
+        assert self.quality is not None
+        return (
+            f"took out {len(taken)} layers: {names}; {self.time:.2f} of the time ({measured}); "
+            f"{self.quality} on {self.quality.samples} samples {which}"
+        )
+
+
+def _split(batches: Iterable[Feeds], samples: int) -> tuple[list[Feeds], list[Feeds]]:
+    """Batches to choose by, and others to judge the result by: the same where there are few."""
+    used: list[Feeds] = []
+    sizes: list[int] = []
+    for feeds in batches:
+        arrays = (a for a in feeds.values() if isinstance(a, np.ndarray) and a.ndim)
+        used.append(feeds)
+        sizes.append(max(map(len, arrays), default=1))
+        if sum(sizes) >= samples:
+            break
+    last, kept = len(used), 0
+    if sum(sizes) >= _ENOUGH:
+        while last > 1 and kept + sizes[last - 1] <= _SHARE * sum(sizes):
+            last -= 1
+            kept += sizes[last]
+    first = used[:last]
+    return first, used[last:] or first

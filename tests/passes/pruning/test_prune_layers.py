@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt import PassManager, ir, load
+from graphopt.analyses import Cost
+from graphopt.calibration import load_data
+from graphopt.manager.runner import Result
+from graphopt.passes.pruning import PruneLayers
+from graphopt.runtime import open_session
+from graphopt.testing import check_pass
+
+BEFORE = """<ir_version: 10, opset_import: ["" : 17]>
+g (float[N,2] x) => (float[N,2] y)
+<float[2,2] u = {1, 2, 3, 4}, float[2,2] v = {0.1, 0, 0, 0.1}, float[2,2] w = {0.1, 0, 0.2, 0.1}> {
+  h = MatMul (x, u)
+  a = MatMul (h, v)
+  b = Relu (a)
+  c = MatMul (b, w)
+  s = Add (h, c)
+  y = Relu (s)
+}"""
+DATA = [{"x": np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)}]
+
+
+def reasons(result: Result) -> str:
+    (record,) = result.report.passes
+    return "; ".join([*record.declined, *record.remarks, record.reason or ""])
+
+
+def test_a_branch_is_taken_out() -> None:
+    check_pass(
+        PruneLayers(keep=0),
+        BEFORE,
+        """
+        graph(%x: float[N,2]) {
+          const %u: float[2,2]
+          %h = MatMul(%x, %u)
+          %y = Relu(%h)
+          return %y
+        }
+        """,
+        data=DATA,
+        target="portable",
+    )
+
+
+@pytest.mark.parametrize(
+    ("each", "data", "reason"),
+    [
+        (PruneLayers(), DATA, "1 layers that may go, 1 stay"),
+        (PruneLayers(keep=0), None, "needs calibration data"),
+        (PruneLayers(keep=0, min_sqnr=60), DATA, "is below 60 dB"),
+        (PruneLayers(keep=0, skip=("b",)), DATA, ""),
+        (PruneLayers(skip=("zzz",)), DATA, "nothing matches 'zzz'"),
+        (PruneLayers(keep=0, dry=True), DATA, ""),
+    ],
+)
+def test_declines(each: PruneLayers, data: Any, reason: str) -> None:
+    assert reason in reasons(check_pass(each, BEFORE, None, data=data, target="portable"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("a = MatMul (h, v)", "a = MatMul (x, v)", "neither summand is computed from the other"),
+        ("y = Relu (s)", "y = Mul (s, b)", "inside of it, is used elsewhere"),
+    ],
+)
+def test_must_not_match(old: str, new: str, reason: str) -> None:
+    each = PruneLayers(keep=0)
+    found = check_pass(each, BEFORE.replace(old, new), None, data=DATA, target="portable")
+    assert reason in reasons(found)
+
+
+def test_a_shortcut_of_another_shape_stays() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 17]>
+    g (float[N,2] x) => (float[N,2] y)
+    <float[2,2] v = {1, 2, 3, 4}> {
+      h = ReduceMean <axes = [0]> (x)
+      m = Mul (x, h)
+      a = MatMul (m, v)
+      y = Add (h, a)
+    }"""
+    found = check_pass(PruneLayers(keep=0), text, None, data=DATA, target="portable")
+    assert "its shortcut has another shape" in reasons(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 1, "ratio": 0.5}, "give one"),
+        ({"count": 0}, "1 or more"),
+        ({"ratio": 1.5}, r"in \(0, 1\]"),
+        ({"latency": 0.0}, r"in \(0, 1\]"),
+        ({"max_drop": 101.0}, r"in \[0, 100\]"),
+        ({"keep": -1}, "0 or more"),
+    ],
+)
+def test_options_out_of_bounds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PruneLayers(**options)
+
+
+class Digits:
+    """A reference model, optimized, and how many digits it reads."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.model = PassManager("O2").run(load(folder / f"{name}.onnx")).model
+        self.data = load_data(folder / "digits_calib.npz", self.model)
+        self.images = np.load(folder / "digits_test.npz")["image"]
+        self.labels = np.load(folder / "digits_test_labels.npy")
+
+    def pruned(self, text: str) -> Result:
+        return PassManager(text, data=self.data, target="portable").run(self.model)
+
+    def accuracy(self, model: ir.Model) -> float:
+        with open_session(model, optimize=True) as session:
+            (logits,) = session.run({"image": self.images}).values()
+        return float((logits.argmax(axis=1) == self.labels).mean())
+
+
+@pytest.fixture(scope="module")
+def transformer(models_dir: Path) -> Digits:
+    return Digits(models_dir, "digits_transformer")
+
+
+def test_transformer_layers(transformer: Digits) -> None:
+    result = transformer.pruned("prune-layers{count=2}")
+    (record,) = result.report.passes
+    went = [x["name"] for x in record.details["layers"] if x["removed"]]
+    assert len(went) == 2
+    assert all(x["sqnr_db"] is not None for x in record.details["layers"])
+    assert transformer.accuracy(result.model) >= transformer.accuracy(transformer.model) - 0.05
+
+
+def test_a_dry_run_measures_and_changes_nothing(transformer: Digits) -> None:
+    result = transformer.pruned('prune-layers{skip="attention" dry}')
+    (record,) = result.report.passes
+    assert not result.report.changed
+    listed = record.details["layers"]
+    assert [x["reason"] for x in listed] == ["to be skipped", None] * 3
+    assert all((x["sqnr_db"] is None) == (x["kind"] == "attention") for x in listed)
+
+
+def test_latency(transformer: Digits) -> None:
+    """The target does not run here, so that times are estimates, the same everywhere."""
+    result = transformer.pruned("prune-layers{latency=0.8}")
+    (record,) = result.report.passes
+    assert "of the time (estimated)" in record.remarks[0]
+    assert Cost(result.model).seconds <= 0.8 * Cost(transformer.model).seconds * 1.02
+
+
+def test_a_latency_that_cannot_be_met(transformer: Digits) -> None:
+    result = transformer.pruned("prune-layers{latency=0.05}")
+    (record,) = result.report.passes
+    assert record.details["missed"].startswith("latency 0.")
+    assert "not 0.05" in record.details["missed"]

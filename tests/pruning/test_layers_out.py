@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt import PassManager, Rewriter, ir, load
+from graphopt.measure import Trial
+from graphopt.pruning import find_blocks, matches, removals, take_out
+from graphopt.runtime import open_session
+
+HEAD = '<ir_version: 10, opset_import: ["": 17]>\n'
+WEIGHTS = "<float[4,4] v, float[4,4] w, float[4,4] u>"
+
+
+def model(graph: str) -> ir.Model:
+    """A model whose weights are small and random."""
+    rng = np.random.default_rng(0)
+    text = HEAD + "g " + graph
+    for name in "vwu":
+        values = ", ".join(f"{v:.3f}" for v in rng.normal(0, 0.5, 16))
+        text = text.replace(f"float[4,4] {name}", f"float[4,4] {name} = {{{values}}}")
+    made = ir.parse_text(text)
+    ir.infer_shapes(made)
+    return made
+
+
+def reasons(graph: str) -> list[str | None]:
+    return [b.reason for b in find_blocks(model(graph))]
+
+
+PLAIN = f"""(float[N,4] x) => (float[N,4] y) {WEIGHTS} {{
+  h = MatMul(x, u)
+  a = MatMul(h, v)
+  b = Relu(a)
+  c = MatMul(b, w)
+  s = Add(c, h)
+  y = Relu(s)
+}}"""
+
+
+def test_a_branch_is_what_lies_between_the_shortcut_and_the_sum() -> None:
+    (block,) = find_blocks(model(PLAIN))
+    assert [n.outputs[0].name for n in block.branch] == ["a", "b", "c"]
+    assert (block.name, block.shortcut.name, block.kind, block.reason) == (
+        "s", "h", "feed-forward", None,
+    )  # fmt: skip
+
+
+def test_without_the_branch_the_shortcut_goes_on() -> None:
+    made = model(PLAIN)
+    take_out(Rewriter(made), find_blocks(made)[0])
+    ir.verify(made)
+    assert [n.op_type for n in made.graph] == ["MatMul", "Relu"]
+    assert set(made.graph.initializers) == {"u"}
+    x = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    with open_session(made) as session:
+        (y,) = session.run({"x": x}).values()
+    u = ir.array(made.graph.initializers["u"])
+    assert u is not None
+    np.testing.assert_allclose(y, np.maximum(x @ u, 0), atol=1e-6)
+
+
+def test_what_only_the_branch_reads_goes_too_and_what_others_read_stays() -> None:
+    made = model(
+        f"""(float[N,4] x, float[N,4] m) => (float[N,4] y) {WEIGHTS} {{
+          e = Exp(m)
+          f = Neg(m)
+          a = MatMul(x, v)
+          b = Mul(a, e)
+          c = Mul(b, f)
+          s = Add(x, c)
+          y = Mul(s, f)
+        }}"""
+    )
+    take_out(Rewriter(made), find_blocks(made)[0])
+    ir.verify(made)
+    assert [n.outputs[0].name for n in made.graph] == ["f", "y"]
+
+
+def test_a_sum_that_is_an_output_keeps_its_name() -> None:
+    made = model(
+        f"""(float[N,4] x) => (float[N,4] y) {WEIGHTS} {{
+          h = Relu(x)
+          c = MatMul(h, v)
+          y = Add(h, c)
+        }}"""
+    )
+    take_out(Rewriter(made), find_blocks(made)[0])
+    ir.verify(made)
+    assert [v.name for v in made.graph.outputs] == ["y"]
+    assert [n.op_type for n in made.graph] == ["Relu"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        # A projection: both summands are computed.
+        ("p = MatMul(x, u) a = MatMul(x, v) y = Add(p, a)", "nothing goes around it"),
+        # Broadcast: the shortcut is smaller than the sum.
+        (
+            "h = ReduceMean <axes=[0]> (x) a = MatMul(h, v) e = Expand(a, n) y = Add(h, e)",
+            "its shortcut has another shape",
+        ),
+        ("a = MatMul(x, v) z = Relu(a) y = Add(x, z)", "is an output of the model"),
+        ("a = MatMul(x, v) s = Add(x, a) y = Mul(s, a)", "%a, inside of it, is used elsewhere"),
+    ],
+)
+def test_reasons(body: str, reason: str) -> None:
+    outputs = "float[N,4] y, float[N,4] z" if " z = " in body else "float[N,4] y"
+    weights = WEIGHTS.replace(">", ", int64[2] n = {3, 4}>")
+    (found,) = reasons(f"(float[N,4] x) => ({outputs}) {weights} {{ {body} }}")
+    assert found is not None
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "b = Add(x, c) y = MatMul(b, v)",  # a bias
+        "y = Add(x, x)",
+        "e = Erf(x) s = Add(x, e) y = MatMul(s, v)",  # part of an activation
+    ],
+)
+def test_additions_that_are_no_layers(body: str) -> None:
+    weights = WEIGHTS.replace(">", ", float[4] c = {1, 2, 3, 4}>")
+    assert reasons(f"(float[N,4] x) => (float[N,4] y) {weights} {{ {body} }}") == []
+
+
+def test_layers_are_matched_by_kind_and_by_names_inside() -> None:
+    (block,) = find_blocks(model(PLAIN))
+    for pattern in ("s", "b", "feed-*"):
+        assert matches(block, ["nothing", pattern])
+    assert not matches(block, ["h", "y", "attention"])
+
+
+def test_kinds_and_reasons_of_real_models(models_dir: Path) -> None:
+    found: dict[str, Any] = {}
+    for name in ("digits_resnet", "digits_mobilenet", "digits_transformer"):
+        made = PassManager("O2").run(load(models_dir / f"{name}.onnx")).model
+        ir.infer_shapes(made)
+        found[name] = [(b.kind, b.reason is None) for b in find_blocks(made)]
+    assert found["digits_resnet"] == [("convolution", True)] * 3 + [("convolution", False)]
+    assert found["digits_mobilenet"] == [("convolution", True)] * 3
+    assert found["digits_transformer"] == [("attention", True), ("feed-forward", True)] * 3
+
+
+def test_the_layer_that_is_missed_least_goes_first() -> None:
+    made = model(
+        """(float[N,4] x) => (float[N,4] y) <float[4,4] v, float[4,4] w, float[1] k = {0.01}> {
+          a = MatMul(x, v)
+          r = Add(x, a)
+          b = MatMul(r, w)
+          c = Mul(b, k)
+          s = Add(r, c)
+          y = Neg(s)
+        }"""
+    )
+    feeds = {"x": np.random.default_rng(2).normal(size=(16, 4)).astype(np.float32)}
+    trial = Trial(made, [feeds])
+    first, second = removals(made, trial, {"r", "s"})
+    assert [first.block.name, second.block.name] == ["s", "r"]
+    assert set(first.others) == {"r", "s"}
+    assert first.noise == first.raw == first.others["s"] < first.others["r"] <= second.noise
+    assert trial.noise(second.model) == second.noise
+    assert [n.op_type for n in second.model.graph] == ["Neg"]
+
+
+def test_what_made_up_for_most_goes_where_losses_are_made_up_for() -> None:
+    """Recovery decides: it makes good whatever lacks the larger layer."""
+    made = model(PLAIN.replace("y = Relu(s)", "d = MatMul(s, u) t = Add(s, d) y = Relu(t)"))
+    feeds = {"x": np.random.default_rng(2).normal(size=(16, 4)).astype(np.float32)}
+    trial = Trial(made, [feeds])
+    plain = next(removals(made, trial, {"s", "t"}))
+    other = ({"s", "t"} - {plain.block.name}).pop()
+
+    def recover(lacking: ir.Model) -> ir.Model:
+        left = {b.name for b in find_blocks(lacking)}
+        return made if other not in left else lacking
+
+    found = next(removals(made, trial, {"s", "t"}, recover=recover))
+    assert (found.block.name, found.noise) == (other, 0.0)
+    assert found.raw == plain.others[other]
