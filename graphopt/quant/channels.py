@@ -10,17 +10,18 @@ factors of both.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from graphopt import ir
+from graphopt.analyses import connected
 from graphopt.quant.channel_ops import Fold, Follower, Ids, Labels
 from graphopt.quant.constants import Declined, Edits
 from graphopt.rewrite import Rewriter
 
-__all__ = ["Channels", "Fold", "Labels", "connected", "scaled"]
+__all__ = ["Channels", "Fold", "Labels", "scaled"]
 
 Array = np.ndarray[Any, Any]
 
@@ -128,23 +129,3 @@ def scaled(fold: Fold, factors: Array) -> Array:
     """What a constant is multiplied by."""
     by = np.ones(()) if fold.multiply is None else factors[fold.multiply]
     return np.asarray(by if fold.divide is None else by / factors[fold.divide])
-
-
-def connected(count: int, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
-    """The smallest element that each of ``count`` is connected with by pairs, itself included.
-
-    Larger roots are hooked to smaller ones and paths halved until nothing changes, each time for
-    all pairs at once.
-    """
-    roots = np.arange(count)
-    if not pairs:
-        return roots
-    a = np.concatenate([p[0] for p in pairs])
-    b = np.concatenate([p[1] for p in pairs])
-    while True:
-        one, other = roots[a], roots[b]
-        if (one == other).all():
-            return roots
-        np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
-        while not np.array_equal(above := roots[roots], roots):
-            roots = above

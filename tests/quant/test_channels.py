@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from graphopt import ir
-from graphopt.quant.channels import Channels, connected
+from graphopt.analyses import connected
+from graphopt.quant.channels import Channels
 from graphopt.rewrite import Rewriter
 from graphopt.testing import assert_equivalent
 

@@ -1,0 +1,116 @@
+"""Surgery: leaving channels out of a model, weights, parameters of operators and all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from graphopt import ir
+from graphopt.analyses import Channels
+from graphopt.pruning.cut_nodes import FIXES
+from graphopt.pruning.losses import Keep, Losses
+from graphopt.rewrite import Rewriter
+
+__all__ = ["cut", "nodes_of"]
+
+Array = np.ndarray[Any, Any]
+
+
+def cut(rw: Rewriter, channels: Channels, dead: Array) -> None:
+    """Remove channels, so that what is left computes what it did with zeros in their place.
+
+    Weights lose elements per use (two uses that lose the same share the result), numbers that
+    depend on sizes follow (``group``, ``hidden_size``, targets of Reshape, bounds of Slice, ...),
+    and shapes are inferred anew.
+
+    Args:
+        rw: Rewriter of the analysed model, or of a clone of it.
+        channels: Its channels. They are of no use afterwards if the model itself was cut.
+        dead: Whether to remove a class, bool ``[channels.count]``.
+
+    Raises:
+        ValueError: A class may not be removed, or a tensor would have no channels left.
+    """
+    losses = Losses(channels, dead)
+    if not np.any(dead):
+        return
+    nodes = nodes_of(channels, rw.model)
+    trim = _Trim(rw)
+    for (node, index), factors in channels.constants.items():
+        keep = losses.of(factors)
+        if keep:
+            here = nodes[node]
+            value = here.inputs[index]
+            assert value is not None
+            rw.set_input(here, index, trim(here, value, keep))
+    for node, here in nodes.items():
+        fix = None if node.domain else FIXES.get(node.op_type)
+        if fix is not None and losses.touch(node):
+            fix(rw, node, here, losses)
+    trim.collect()
+    rw.remove_initializers()
+    ir.infer_shapes(rw.model)
+
+
+def nodes_of(channels: Channels, model: ir.Model) -> dict[ir.Node, ir.Node]:
+    """For every node of the analysed model, in order, that of it or of its clone."""
+    pairs = zip(ir.all_nodes(channels.model), ir.all_nodes(model), strict=True)
+    return dict(pairs)
+
+
+class _Trim:
+    """Constants without what is removed, one for all uses that lose the same."""
+
+    def __init__(self, rw: Rewriter) -> None:
+        self._rw = rw
+        self._made: dict[tuple[Any, ...], ir.Value] = {}
+        self._replaced: dict[ir.Node, None] = {}
+
+    def __call__(self, user: ir.Node, value: ir.Value, keep: Keep) -> ir.Value:
+        if not keep:
+            return value
+        key = (user.graph, value, *((a, k.tobytes()) for a, k in sorted(keep.items())))
+        if key not in self._made:
+            self._made[key] = self._trimmed(user, value, keep)
+        return self._made[key]
+
+    def _trimmed(self, user: ir.Node, value: ir.Value, keep: Keep) -> ir.Value:
+        data = ir.array(value)
+        if data is not None:
+            for axis, kept in keep.items():
+                data = data.compress(kept, axis)
+            with self._rw.at(user):
+                return self._rw.const(data, value.name or "weight")
+        node = value.producer()
+        assert node is not None
+        inputs = [
+            value if value is None else self(user, value, _of_input(node, i, keep))
+            for i, value in enumerate(node.inputs)
+        ]
+        # Another use may be in front of this one, so it stands where the old node does.
+        with self._rw.at(node if node.graph is user.graph else user):
+            made = self._rw.op(node.op_type, *inputs, like=node)
+        if value.dtype is not None:
+            made.type = ir.TensorType(value.dtype)
+        self._replaced[node] = None
+        return made
+
+    def collect(self) -> None:
+        """Remove nodes behind constants that nobody reads any more."""
+        for node in self._replaced:
+            if not ir.use_count(node.outputs[0]) and not node.outputs[0].is_graph_output():
+                self._rw.erase(node)
+
+
+def _of_input(node: ir.Node, index: int, keep: Keep) -> Keep:
+    """What an input of DequantizeLinear and the like keeps: scales are those of one axis."""
+    if index == 0:
+        return keep
+    value, rank = node.inputs[index], ir.rank(node.inputs[0])
+    data = ir.const(value)
+    shape = tuple(data.shape.numpy()) if data is not None else ()
+    if rank is None or len(shape) != 1 or not int(np.prod(shape)) > 1:
+        return {}
+    axis = int(ir.attr(node, "axis", 1)) % rank
+    return {0: keep[axis]} if axis in keep else {}
