@@ -1,6 +1,21 @@
 """Structured pruning: which channels go, how they are cut out, and what is left of the quality."""
 
+from graphopt.pruning.criteria import CRITERIA, Criterion, Scores, normalized
 from graphopt.pruning.layer_search import Removal, removals
 from graphopt.pruning.layers_out import Block, find_blocks, matches, take_out
+from graphopt.pruning.sizes import Measure, Sizes
 
-__all__ = ["Block", "Removal", "find_blocks", "matches", "removals", "take_out"]
+__all__ = [
+    "CRITERIA",
+    "Block",
+    "Criterion",
+    "Measure",
+    "Removal",
+    "Scores",
+    "Sizes",
+    "find_blocks",
+    "matches",
+    "normalized",
+    "removals",
+    "take_out",
+]
