@@ -17,7 +17,7 @@ def _result(flow: Flow, value: ir.Value, rank: int) -> Operand | None:
     if any(f.ndim != rank for f in factors):
         return None
     dims = flow.dims(value) or (None,) * rank
-    return Operand(-1, factors, dims, tuple(range(rank)), False)
+    return Operand(-1, factors, dims, tuple(range(rank)), frozenset())
 
 
 def _equal(flow: Flow, node: ir.Node, values: Sequence[ir.Value]) -> Factors:

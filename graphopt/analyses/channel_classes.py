@@ -45,7 +45,7 @@ def rectangular(count: int, pairs: list[tuple[Ids, Ids]], factors: Iterable[Ids]
     """Classes such that every factor varies along one axis at most, so that tensors stay tensors.
 
     Where channels lie along several axes, as those of heads do, the axis with the most classes
-    left keeps them, and they are merged over the others.
+    left (the longest of such) keeps them, and they are merged over the others.
 
     Args:
         count: Number of ids.
@@ -70,7 +70,7 @@ def rectangular(count: int, pairs: list[tuple[Ids, Ids]], factors: Iterable[Ids]
             if touched[ids].any():  # what is merged first may have settled it
                 continue
             touched[ids] = True
-            lines = max((_lines(ids, axis) for axis in axes), key=lambda x: x[0])[1]
+            lines = max((_lines(ids, axis) for axis in axes), key=lambda x: (x[0], len(x[1])))[1]
             more.append((np.broadcast_to(lines[:, :1], lines.shape).ravel(), lines.ravel()))
         if more:
             above = connected(count, more)

@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.analyses.channel_classes import Ids
+from graphopt.analyses.channel_constants import Constant, constant
 from graphopt.analyses.channel_moves import lift, picked
 
 __all__ = [
@@ -20,14 +21,11 @@ __all__ = [
     "Maker",
     "Operand",
     "Stop",
-    "fixed_shape",
+    "at",
 ]
 
 Factors = tuple[Ids, ...]
 Dims = tuple[int | str | None, ...]
-
-# Constants behind these lose elements as the result does.
-_TRANSPARENT = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,14 +84,14 @@ class Operand:
         factors: Its ids, in the axes of the node.
         dims: Its sizes, in the axes of the node, 1 for axes it does not have.
         axes: For every axis of the input the axis of the node.
-        fixed: Whether it is a constant.
+        losable: Axes of the node along which it can lose elements, being made of constants.
     """
 
     index: int
     factors: Factors
     dims: Dims
     axes: tuple[int, ...]
-    fixed: bool
+    losable: frozenset[int]
 
 
 class Stop(Exception):  # noqa: N818 - not an error: the reason why channels are not followed
@@ -133,7 +131,7 @@ class Flow:
         self.ends: list[End] = []
         self.makers: list[Maker] = []
         self.heads: list[Ids] = []
-        self._fixed: dict[ir.Value, tuple[int, ...] | None] = {}
+        self._constants: dict[ir.Value, Constant | None] = {}
 
     # Nodes
 
@@ -245,13 +243,20 @@ class Flow:
 
     # Constants
 
-    def fixed(self, value: ir.Value | None) -> tuple[int, ...] | None:
-        """Shape of a constant, also behind DequantizeLinear; None for what is computed."""
+    def constant(self, value: ir.Value | None) -> Constant | None:
+        """What is known of a value that is made of constants, None for others."""
         if value is None:
             return None
-        if value not in self._fixed:
-            self._fixed[value] = fixed_shape(value, self.fixed)
-        return self._fixed[value]
+        if value not in self._constants:
+            self._constants[value] = constant(value, self.constant)
+        return self._constants[value]
+
+    def fixed(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """Shape of a constant, also behind DequantizeLinear; None for what is computed."""
+        found = self.constant(value)
+        if found is None or not found.plain:
+            return None
+        return tuple(n for n in found.dims if isinstance(n, int))
 
     def weight(self, node: ir.Node, index: int) -> tuple[int, ...]:
         """Shape of a constant input.
@@ -284,14 +289,15 @@ class Flow:
         for axis, size in zip(axes, dims, strict=True):
             sizes[axis] = size
         factors = tuple(lift(f, axes, rank) for f in self.of(node, index))
-        fixed = self.fixed(value) is not None
-        return Operand(index, factors, tuple(sizes), tuple(axes), fixed)
+        found = self.constant(value)
+        losable = frozenset() if found is None else frozenset(axes[a] for a in found.axes)
+        return Operand(index, factors, tuple(sizes), tuple(axes), losable)
 
     def dims(self, value: ir.Value | None) -> Dims | None:
         """Sizes of a value as far as they are known, None for unknown rank."""
-        fixed = self.fixed(value)
-        if fixed is not None:
-            return fixed
+        found = self.constant(value)
+        if found is not None:
+            return found.dims
         dims = ir.dims(value)
         factors = () if value is None else self.labels.get(value, ())
         if dims is None and not factors:
@@ -308,8 +314,8 @@ class Flow:
     def join(self, node: ir.Node, operands: Sequence[Operand]) -> Factors:
         """Let what is computed with each other, element by element, have equal ids.
 
-        Constants adopt them. They freeze where something has elements of its own that are not
-        followed.
+        Constants adopt them. What varies along axes of something that is not followed freezes, and
+        is left out, or is merged over these axes if it varies along others as well.
 
         Returns:
             The ids of the result, in the axes of the node.
@@ -329,7 +335,8 @@ class Flow:
                     else:
                         others.append((theirs, more))
                 found = [*others, (axes, members)]
-        return tuple(self._joint(node, operands, axes, members) for axes, members in found)
+        joints = [self._joint(node, operands, axes, members) for axes, members in found]
+        return tuple(j for j in joints if j is not None)
 
     def _joint(
         self,
@@ -337,7 +344,7 @@ class Flow:
         operands: Sequence[Operand],
         axes: set[int],
         members: list[tuple[Operand, Ids]],
-    ) -> Ids:
+    ) -> Ids | None:
         try:
             shape = np.broadcast_shapes(*(f.shape for _, f in members))
         except ValueError:
@@ -349,44 +356,21 @@ class Flow:
             self.pair(joint, factor)
         inside = {operand.index for operand, _ in members}
         for operand in operands:
-            if operand.index in inside:
+            own = {a for a in axes if operand.dims[a] != 1}
+            if operand.index in inside or not own:
                 continue
-            sizes = [operand.dims[a] for a in axes]
-            if all(n == 1 for n in sizes):
-                continue
-            if operand.fixed:
+            if not own <= operand.losable:
+                index = operand.index
+                name = None if index < 0 else getattr(node.inputs[index], "name", None)
+                why = f"joins it with {name!r}, which has to stay as it is"
+                joint = next(iter(self.apart((joint,), own - operand.losable, node, why)), None)
+                if joint is None:
+                    return None
+            if own & operand.losable:
                 self.adopt(node, operand.index, joint, operand.axes)
-            else:
-                name = None if operand.index < 0 else getattr(node.inputs[operand.index], "name", 0)
-                self.freeze([joint], node, f"joins it with {name!r}, which has to stay as it is")
         return joint
 
 
 def at(node: ir.Node, index: int) -> ir.Value | None:
     """An input, None where it is absent."""
     return node.inputs[index] if index < len(node.inputs) else None
-
-
-def fixed_shape(
-    value: ir.Value, inner: Callable[[ir.Value | None], tuple[int, ...] | None]
-) -> tuple[int, ...] | None:
-    """Shape of a constant, or of what operators that keep elements apart make of constants.
-
-    Args:
-        value: Any value.
-        inner: The same for what these operators read.
-    """
-    tensor = ir.const(value)
-    if tensor is not None:
-        return tuple(tensor.shape.numpy())
-    node = value.producer()
-    if node is None or node.domain or node.op_type not in _TRANSPARENT:
-        return None
-    shape = inner(node.inputs[0])
-    if shape is None or any(v is not None and inner(v) is None for v in node.inputs):
-        return None
-    for v in node.inputs[1:]:
-        scale = inner(v)
-        if scale and len(scale) > 1:  # scales per block: which elements they belong to is cut apart
-            return None
-    return shape

@@ -278,7 +278,7 @@ def _joined(
             raise Stop("joins them with something of unknown size")
         ids = flow.fresh(size)
         shaped = ids.reshape([size if a == axis else 1 for a in range(len(operand.dims))])
-        if operand.fixed:
+        if axis in operand.losable:
             flow.adopt(node, operand.index, shaped)
         else:
             name = getattr(node.inputs[operand.index], "name", None)
@@ -406,26 +406,11 @@ def _read(node: ir.Node, rank: int) -> set[int]:
     return used
 
 
-def _filled(flow: Flow, node: ir.Node) -> None:
-    """ConstantOfShape: what is equal everywhere may have any channels."""
-    dims = ir.dims(node.outputs[0])
-    if dims is None or ir.const(node.inputs[0]) is not None:
-        return
-    made = []
-    for axis, size in enumerate(dims):
-        if isinstance(size, int) and size > 1:
-            made.append(
-                flow.fresh(size).reshape([size if a == axis else 1 for a in range(len(dims))])
-            )
-    flow.make(node, made)
-
-
 LAYOUT: dict[str, Handler] = {
     **dict.fromkeys(("Reshape", "Flatten"), _reshape),
     **dict.fromkeys(("Shape", "Size"), _shape),
     **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),
     "Concat": _concat,
-    "ConstantOfShape": _filled,
     "DepthToSpace": _depth_to_space,
     "Expand": _expand,
     "Gather": _gather,

@@ -134,15 +134,19 @@ def _matmul(flow: Flow, node: ir.Node) -> None:
         inner = axes[::-1] if turned[i] else axes
         batch = range(rank - ranks[i], rank - 2)
         operands.append(flow.operand(node, index, rank + 1, (*batch, *inner)))
-    if operands[0].fixed and operands[1].fixed:
+    fixed = [flow.constant(node.inputs[i]) is not None for i in (places.a, places.b)]
+    if all(fixed):
         return
     joints = flow.join(node, operands)
-    heads = not operands[0].fixed and not operands[1].fixed
+    heads = not any(fixed)
     made = []
     for joint in joints:
         vary = {a for a, n in enumerate(joint.shape) if n != 1}
         if vary == {shared}:
-            _ends(flow, node, operands, joint)
+            for operand, known in zip(operands, fixed, strict=True):
+                if not known:
+                    shape = [joint.shape[a] for a in operand.axes]
+                    flow.end(node, operand.index, joint.reshape(shape))
             continue
         left = flow.merged(joint, vary & {shared})
         if heads and any(a < row for a in vary):
@@ -150,23 +154,17 @@ def _matmul(flow: Flow, node: ir.Node) -> None:
         made.append(moves.squeeze(left, [shared]))
     for operand, axis in zip(operands, (row, column), strict=True):
         size = operand.dims[axis]
-        if operand.fixed and isinstance(size, int) and size > 1:
+        plain = flow.fixed(node.inputs[operand.index]) is not None
+        if plain and isinstance(size, int) and size > 1:
             made.append(_rows(flow, node, operand, axis, size, shared))
             if axis == column:
                 _per_channel(flow, node, places.per_channel, made[-1].ravel())
     bias = at(node, places.bias) if node.op_type == "Gemm" else None
     if bias is not None:
         dims: list[int | str | None] = [None] * rank
-        result = Operand(-1, tuple(made), tuple(dims), tuple(range(rank)), False)
+        result = Operand(-1, tuple(made), tuple(dims), tuple(range(rank)), frozenset())
         made = list(flow.join(node, [result, flow.operand(node, places.bias, rank)]))
     flow.make(node, made)
-
-
-def _ends(flow: Flow, node: ir.Node, operands: list[Operand], joint: Ids) -> None:
-    for operand in operands:
-        if not operand.fixed:
-            shape = [joint.shape[a] for a in operand.axes]
-            flow.end(node, operand.index, joint.reshape(shape))
 
 
 def _rows(flow: Flow, node: ir.Node, operand: Operand, axis: int, size: int, shared: int) -> Ids:
@@ -212,7 +210,8 @@ def _recurrent(flow: Flow, node: ir.Node) -> None:
 def _state(flow: Flow, node: ir.Node, index: int, state: Ids) -> None:
     """Units of an initial state are those of the layer."""
     value = at(node, index)
-    if flow.fixed(value) is not None:
+    known = flow.constant(value)
+    if known is not None and 2 in known.axes:
         flow.adopt(node, index, state)
         return
     found: Factors = flow.apart(flow.of(node, index), (0, 1), node, "goes over them step by step")

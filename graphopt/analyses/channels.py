@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Channels", "End", "Group", "Maker", "connected"]
 
 _HANDLERS = {**ELEMENTS, **LAYOUT, **PRODUCTS, **BODIES}
-_SOURCES = SOURCES | frozenset(BODIES) | {"ConstantOfShape", "Gather"}
+_SOURCES = SOURCES | frozenset(BODIES) | {"Gather"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,7 +136,8 @@ class Channels:
         for use in flow.adopted:
             node, index, axes = use.node, use.index, use.axes
             ids = reduced(use.factor)
-            shape = flow.fixed(node.inputs[index]) or ()
+            found = flow.constant(node.inputs[index])
+            shape = () if found is None else found.dims
             axis = int(np.argmax(ids.shape)) if ids.ndim else -1
             if axis not in axes or shape[axes.index(axis)] != ids.size:
                 continue  # it does not vary along the axis that loses something

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -24,6 +24,7 @@ __all__ = [
     "opaque",
     "origin",
     "remarks",
+    "resize_inner",
     "seal",
     "set_sizes",
     "verbatim",
@@ -128,6 +129,28 @@ def set_sizes(model: Model, value: Value, sizes: Sequence[int | str | None]) -> 
     if changed:
         source.seal = None
     return changed
+
+
+def resize_inner(model: Model, value: Value, sizes: Mapping[int, int]) -> None:
+    """Change the declaration of an input or output of a subgraph.
+
+    Args:
+        model: The model.
+        value: The input or output.
+        sizes: New sizes by axis.
+    """
+    source = origin(model)
+    told = source.inner.get(value.name or "")
+    if told is not None and told.type.tensor_type.HasField("shape"):
+        fixed = onnx.ValueInfoProto()
+        fixed.CopyFrom(told)
+        for axis, size in sizes.items():
+            fixed.type.tensor_type.shape.dim[axis].dim_value = size
+        source.inner[value.name or ""] = fixed
+        source.seal = None
+    own = dims(value)
+    if own is not None:
+        value.shape = Shape([sizes.get(axis, size) for axis, size in enumerate(own)])
 
 
 def seal(model: Model) -> None:

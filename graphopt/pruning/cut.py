@@ -8,7 +8,8 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.analyses import Channels
-from graphopt.pruning.cut_nodes import FIXES
+from graphopt.analyses.channel_constants import carried
+from graphopt.pruning.cut_nodes import FIXES, resized
 from graphopt.pruning.losses import Keep, Losses
 from graphopt.rewrite import Rewriter
 
@@ -48,9 +49,23 @@ def cut(rw: Rewriter, channels: Channels, dead: Array) -> None:
         fix = None if node.domain else FIXES.get(node.op_type)
         if fix is not None and losses.touch(node):
             fix(rw, node, here, losses)
+    _redeclare(rw, channels, losses)
     trim.collect()
     rw.remove_initializers()
     ir.infer_shapes(rw.model)
+
+
+def _redeclare(rw: Rewriter, channels: Channels, losses: Losses) -> None:
+    """Other sizes for what graphs inside of nodes take and return."""
+    for before, here in zip(ir.all_graphs(channels.model), ir.all_graphs(rw.model), strict=True):
+        if before is not channels.model.graph:
+            interface = zip(
+                (*before.inputs, *before.outputs), (*here.inputs, *here.outputs), strict=True
+            )
+            for value, now in interface:
+                keep = losses.at(value)
+                if keep:
+                    rw.redeclare(now, {axis: int(kept.sum()) for axis, kept in keep.items()})
 
 
 def nodes_of(channels: Channels, model: ir.Model) -> dict[ir.Node, ir.Node]:
@@ -85,14 +100,25 @@ class _Trim:
         node = value.producer()
         assert node is not None
         inputs = [
-            value if value is None else self(user, value, _of_input(node, i, keep))
-            for i, value in enumerate(node.inputs)
+            source if source is None else self(user, source, _of_input(node, i, keep))
+            for i, source in enumerate(node.inputs)
         ]
         # Another use may be in front of this one, so it stands where the old node does.
         with self._rw.at(node if node.graph is user.graph else user):
+            place = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
+            if place is not None:
+                sizes = {axis: int(kept.sum()) for axis, kept in keep.items()}
+                target = inputs[place]
+                assert target is not None
+                inputs[place] = resized(self._rw, node, target, sizes)
             made = self._rw.op(node.op_type, *inputs, like=node)
         if value.dtype is not None:
             made.type = ir.TensorType(value.dtype)
+        if value.shape is not None:
+            dims = list(value.shape)
+            made.shape = ir.Shape(
+                [int(keep[a].sum()) if a in keep else n for a, n in enumerate(dims)]
+            )
         self._replaced[node] = None
         return made
 
@@ -104,13 +130,15 @@ class _Trim:
 
 
 def _of_input(node: ir.Node, index: int, keep: Keep) -> Keep:
-    """What an input of DequantizeLinear and the like keeps: scales are those of one axis."""
-    if index == 0:
-        return keep
-    value, rank = node.inputs[index], ir.rank(node.inputs[0])
-    data = ir.const(value)
-    shape = tuple(data.shape.numpy()) if data is not None else ()
-    if rank is None or len(shape) != 1 or not int(np.prod(shape)) > 1:
+    """What an input of a node that is made of constants keeps."""
+    before = ir.dims(node.inputs[index])
+    if index == 0 and node.op_type != "ConstantOfShape":
+        axes = carried(node, before or ())
+        return {b: kept for a, kept in keep.items() if (b := axes[a]) is not None}
+    rank = ir.rank(node.outputs[0])
+    if node.op_type not in ("DequantizeLinear", "QuantizeLinear") or rank is None:
         return {}
-    axis = int(ir.attr(node, "axis", 1)) % rank
+    if before is None or len(before) != 1 or before[0] == 1:
+        return {}
+    axis = int(ir.attr(node, "axis", 1)) % rank  # of the scales
     return {0: keep[axis]} if axis in keep else {}

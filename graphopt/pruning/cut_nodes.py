@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from graphopt.analyses.channel_layout import pads, sliced, slices
 from graphopt.pruning.losses import Losses
 from graphopt.rewrite import Rewriter
 
-__all__ = ["FIXES"]
+__all__ = ["FIXES", "resized"]
 
 Array = np.ndarray[Any, Any]
 # (rewriter, node as it was analysed, node that is changed, losses)
@@ -55,45 +55,54 @@ def _group_norm(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> N
 
 
 def _target(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
-    """Shapes that Reshape, Expand and ConstantOfShape are given."""
-    index = 0 if node.op_type == "ConstantOfShape" else 1
+    """Shapes that Reshape and Expand are given."""
     sizes = {axis: int(k.sum()) for axis, k in losses.at(node.outputs[0]).items()}
-    value = here.inputs[index]
-    assert value is not None
-    data = ir.array(value)
-    if data is not None:
-        new = _fitted(node, data, sizes, losses)
-        if not np.array_equal(new, data):
-            _parameter(rw, here, index, new)
-    elif sizes:
-        rank = ir.rank(node.outputs[0])
-        assert rank is not None
-        with rw.at(here):
-            rw.set_input(here, index, _overwritten(rw, value, sizes, rank))
-
-
-def _fitted(node: ir.Node, data: Array, sizes: dict[int, int], losses: Losses) -> Array:
-    new = data.copy()
-    rank = ir.rank(node.outputs[0]) or len(data)
     before = ir.dims(node.inputs[0]) or ()
-    lost = losses.at(node.inputs[0]) if node.op_type == "Reshape" else {}
+    copied = list(before)
+    for axis, kept in losses.at(node.inputs[0]).items():
+        copied[axis : axis + 1] = [int(kept.sum())]
+    value = here.inputs[1]
+    assert value is not None
+    with rw.at(here):
+        new = resized(rw, node, value, sizes, copied)
+    if new is not value:
+        rw.set_input(here, 1, new)
+
+
+def resized(
+    rw: Rewriter,
+    node: ir.Node,
+    target: ir.Value,
+    sizes: dict[int, int],
+    copied: Sequence[int | str | None] = (),
+) -> ir.Value:
+    """The shape that a node is given, with other sizes.
+
+    Args:
+        rw: Rewriter, at the place of the node.
+        node: Reshape, Expand or ConstantOfShape, with the shapes it was analysed with.
+        target: The shape.
+        sizes: New sizes of the output, by axis.
+        copied: Sizes of the input of Reshape, which zeros in the target copy, as they are now.
+    """
+    data, rank = ir.array(target), ir.rank(node.outputs[0])
+    assert rank is not None
+    if data is None:
+        return _overwritten(rw, target, sizes, rank) if sizes else target
+    new, before = data.copy(), ir.dims(node.inputs[0]) or ()
     for i, entry in enumerate(data.tolist()):
         size = sizes.get(i + rank - len(data))
         if node.op_type == "Expand":
             if size is not None and entry != 1:
                 new[i] = size
-            continue
-        if entry > 0 and size is not None:
+        elif entry > 0 and size is not None:
             new[i] = size
-        elif entry == 0 and not ir.attr(node, "allowzero", 0):
-            # It copies a size of the input, which may have become another one.
-            source = before[i] if i < len(before) else None
-            copied = int(lost[i].sum()) if i in lost else source
-            wanted = source if size is None else size
-            if copied != wanted:
+        elif entry == 0 and node.op_type == "Reshape" and not ir.attr(node, "allowzero", 0):
+            wanted = before[i] if size is None else size
+            if copied[i] != wanted:
                 assert isinstance(wanted, int)
                 new[i] = wanted
-    return new
+    return target if np.array_equal(new, data) else rw.const(new, target.name or "sizes")
 
 
 def _overwritten(rw: Rewriter, value: ir.Value, sizes: dict[int, int], rank: int) -> ir.Value:
@@ -279,7 +288,7 @@ def _parameter(rw: Rewriter, here: ir.Node, index: int, data: Array) -> None:
 FIXES: dict[str, Fix] = {
     **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "QLinearConv"), _conv),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
-    **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape"), _target),
+    **dict.fromkeys(("Reshape", "Expand"), _target),
     "Gather": _gather,
     "GroupNormalization": _group_norm,
     "Pad": _pad,

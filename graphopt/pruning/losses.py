@@ -65,6 +65,10 @@ class Losses:
             self._known[value] = self.of(self._labels[value])
         return self._known[value]
 
+    def changed(self) -> Iterable[tuple[ir.Value, Keep]]:
+        """The computed tensors that lose something."""
+        return ((value, keep) for value in self._labels if (keep := self.at(value)))
+
     def touch(self, node: ir.Node) -> bool:
         """Whether an input or output of a node loses something."""
         return any(self.at(v) for v in (*node.inputs, *node.outputs))

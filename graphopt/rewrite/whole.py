@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graphopt import ir
 from graphopt.errors import StructureError
 from graphopt.ir.content import adopt_weights
-from graphopt.ir.origin import origin, set_sizes
+from graphopt.ir.origin import origin, resize_inner, set_sizes
 
 __all__ = ["ModelVerbs"]
 
@@ -73,6 +73,21 @@ class ModelVerbs:
             for use in value.uses():
                 self.on_touch(use.node)
             self.changed = True
+
+    def redeclare(self, value: ir.Value, sizes: Mapping[int, int]) -> None:
+        """Give an input or output of a graph inside of a node other sizes than were declared.
+
+        Args:
+            value: The input or output.
+            sizes: New sizes by axis.
+
+        Raises:
+            StructureError: It belongs to the model, whose inputs and outputs keep their shapes.
+        """
+        if any(v is value for v in (*self.model.graph.inputs, *self.model.graph.outputs)):
+            raise StructureError(f"%{value.name} is an input or output of the model")
+        resize_inner(self.model, value, sizes)
+        self.changed = True
 
     def drop_opset(self, domain: str) -> None:
         """Forget the version of a domain that no node uses.
