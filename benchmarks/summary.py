@@ -30,6 +30,7 @@ SECTIONS = {
                "--peer modelopt=PYTHON --peer nncf=PYTHON"),
     "calibration": ("Calibration", "calibration.py"),
     "dask_kill": ("Calibration with a worker killed", "dask_kill.py"),
+    "coupling": ("Structured pruning of every architecture", "coupling.py"),
     "time_scale": ("Time and scale", "time_scale.py --rounds 5 --scale-tools graphopt"),
     "large_model": ("2.4 GB of external data", "large_model.py"),
     "fuzz": ("Random models through random pipelines, and wrong passes", "fuzz.py"),
