@@ -16,7 +16,7 @@ from graphopt.calibration.observers import Observer, extremes
 from graphopt.errors import CalibrationError
 from graphopt.runtime.values import Array
 
-__all__ = ["BatchRanges", "Gram", "Patches"]
+__all__ = ["BatchRanges", "Gram", "Patches", "spread"]
 
 _Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -83,7 +83,7 @@ class Patches:
         windows = windows[(slice(None), slice(None), *steps)]
         windows = np.moveaxis(windows, 1, n + 1)  # samples, positions, channels, kernel
         picked = np.unravel_index(
-            _spread(math.prod(windows.shape[: n + 1]), rows), windows.shape[: n + 1]
+            spread(math.prod(windows.shape[: n + 1]), rows), windows.shape[: n + 1]
         )
         return np.asarray(windows[picked]).reshape(len(picked[0]), self.groups, -1)
 
@@ -175,7 +175,7 @@ class Gram(Observer):
         if not -array.ndim <= self.axis < array.ndim:
             raise CalibrationError(f"has no axis {self.axis}, its shape is {list(array.shape)}")
         flat: Array = np.moveaxis(array, self.axis, -1).reshape(-1, 1, array.shape[self.axis])
-        return flat if len(flat) <= self.rows else flat[_spread(len(flat), self.rows)]
+        return flat if len(flat) <= self.rows else flat[spread(len(flat), self.rows)]
 
     def _add(
         self,
@@ -251,7 +251,7 @@ class BatchRanges(Observer):
             self.max = self.max[: self.keep].astype(np.float32, copy=False)
 
 
-def _spread(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def spread(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Indices of up to ``most`` of ``count`` elements, spread evenly."""
     if count <= most:
         return np.arange(count)

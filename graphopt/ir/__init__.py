@@ -46,6 +46,7 @@ from graphopt.ir.origin import opaque, remarks
 from graphopt.ir.proto import nbytes, source_bytes, to_bytes, to_proto
 from graphopt.ir.save import atomic_write, save
 from graphopt.ir.schema import lookup as schema
+from graphopt.ir.segment import segment
 from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.text import dump
 from graphopt.ir.verify import verify
@@ -92,6 +93,7 @@ __all__ = [
     "remarks",
     "save",
     "schema",
+    "segment",
     "source_bytes",
     "static_shape",
     "subgraphs",

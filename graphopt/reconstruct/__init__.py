@@ -1,1 +1,19 @@
 """Recovery by least squares: from what a changed model reads to what the original computed."""
+
+from graphopt.reconstruct.layers import Layer, layers
+from graphopt.reconstruct.obs import eliminate
+from graphopt.reconstruct.problem import Problem, accumulate
+from graphopt.reconstruct.rebuild import RIDGE, Fit, rebuild
+from graphopt.reconstruct.walk import Walk
+
+__all__ = [
+    "RIDGE",
+    "Fit",
+    "Layer",
+    "Problem",
+    "Walk",
+    "accumulate",
+    "eliminate",
+    "layers",
+    "rebuild",
+]

@@ -1,0 +1,185 @@
+"""Changing the layers of a model one after the other, each making up for those before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt import ir
+from graphopt.reconstruct.layers import Layer, layers
+from graphopt.reconstruct.problem import Problem, accumulate
+from graphopt.reconstruct.walk import Walk
+from graphopt.rewrite import Rewriter
+from graphopt.runtime import Feeds
+
+__all__ = ["RIDGE", "Fit", "rebuild"]
+
+Array = np.ndarray[Any, Any]
+Change = Callable[[Problem], "Array | None"]
+
+RIDGE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What became of a layer.
+
+    Attributes:
+        name: Name of what it computes.
+        residual: Mean squared error of the best weights in units of the target's energy.
+        error: What the weights chosen add to that.
+        rows: Rows of inputs that the problem was made of.
+    """
+
+    name: str
+    residual: float
+    error: float
+    rows: int
+
+
+def rebuild(
+    original: ir.Model,
+    model: ir.Model,
+    batches: Sequence[Feeds],
+    change: Change,
+    *,
+    wanted: Callable[[Layer], bool] = lambda _layer: False,
+    ridge: float = RIDGE,
+    threads: int = 2,
+) -> list[Fit]:
+    """Change layers in the order of the graph; each is fitted to what the original computed.
+
+    The inputs of a layer are those that the changed layers before it give, its target is what the
+    original computed there (He et al., 2017). Where the result is added to something, the sum is
+    the target, so that a layer also makes up for errors of the shortcut beside it.
+
+    Args:
+        original: The model as it was.
+        model: A clone of it, which is changed. Its nodes are in the same order.
+        batches: Inputs.
+        change: Gives new weights in the form of ``Problem.optimum``, or None to leave the layer
+            alone. It is called for layers whose inputs changed, and for wanted ones.
+        wanted: Whether a layer is to be changed even where its inputs are the original's.
+        ridge: See :func:`~graphopt.reconstruct.problem.accumulate`.
+        threads: Threads within an operator.
+
+    Returns:
+        One entry per layer that was changed.
+
+    Raises:
+        SessionError: ONNX Runtime does not run a part of the model.
+    """
+    before, after = Walk(original, batches, threads=threads), Walk(model, batches, threads=threads)
+    place = {node: i for i, node in enumerate(model.graph)}
+    rw = Rewriter(model)
+    steps = [_Step(each, *_sum_of(each), place) for each in layers(model)]
+    dirty = _Dirt(model)
+    due = list(steps)
+    fits: list[Fit] = []
+    for step in steps:
+        pinned = {name for s in due for name in s.targets}
+        due.pop(0)
+        if not dirty.reads(step.at) and not wanted(step.layer):
+            continue
+        after.to(step.at)
+        before.to(max(step.end, before.position), keep=pinned)
+        problem = _problem(step, before, after, ridge)
+        new = change(problem)
+        if new is None:
+            continue
+        weights = new[:, :-1] if step.layer.takes_bias else new
+        bias = new[:, -1] if step.layer.takes_bias else None
+        step.layer.write(rw, weights.transpose(0, 2, 1), bias)
+        dirty.add(step.layer)
+        fits.append(Fit(step.layer.name, problem.residual, problem.error(new), problem.rows))
+    rw.remove_initializers()
+    return fits
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Step:
+    """A layer, the sum that its result goes into, and what is added to it there."""
+
+    layer: Layer
+    sum: ir.Node | None
+    other: ir.Value | None
+    place: dict[ir.Node, int]
+
+    @property
+    def at(self) -> int:
+        return self.place[self.layer.node]
+
+    @property
+    def target(self) -> str:
+        value = self.layer.output if self.sum is None else self.sum.outputs[0]
+        return value.name or ""
+
+    @property
+    def targets(self) -> list[str]:
+        """What the original has to hold for it."""
+        return [self.target] if self.other is None else [self.target, self.other.name or ""]
+
+    @property
+    def end(self) -> int:
+        """Position behind the target."""
+        node = self.sum or self.layer.adds or self.layer.node
+        return self.place[node] + 1
+
+
+def _sum_of(layer: Layer) -> tuple[ir.Node | None, ir.Value | None]:
+    """The addition of something computed before that alone reads what a layer computes."""
+    uses = list(layer.output.uses())
+    if len(uses) != 1 or layer.output.is_graph_output():
+        return None, None
+    node, index = uses[0].node, uses[0].idx
+    if node.domain or node.op_type != "Add" or node.graph is not layer.node.graph:
+        return None, None
+    other = node.inputs[1 - index]
+    if other is None or other is layer.output or ir.const(other) is not None:
+        return None, None
+    if ir.dims(other) is None or ir.dims(other) != ir.dims(layer.output):
+        return None, None
+    return node, other
+
+
+def _problem(step: _Step, before: Walk, after: Walk, ridge: float) -> Problem:
+    layer = step.layer
+    inputs = after.values(layer.input.name or "")
+    targets = before.values(step.target)
+    other = None if step.other is None else step.other.name or ""
+    if other is not None:
+        if after.holds(other):
+            beside = after.values(other)
+        else:  # computed by a layer whose turn comes later; it makes up for this one then
+            beside = before.values(other)
+        targets = [t - s for t, s in zip(targets, beside, strict=True)]
+    return accumulate(layer, inputs, targets, len(inputs), ridge)
+
+
+class _Dirt:
+    """Which values differ from the original's."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._nodes = list(model.graph)
+        self._values: set[ir.Value] = set()
+        self._changed: set[ir.Node] = set()
+        self._seen = 0
+
+    def add(self, layer: Layer) -> None:
+        self._changed |= {layer.node} if layer.adds is None else {layer.node, layer.adds}
+
+    def reads(self, position: int) -> bool:
+        """Whether the node at a position reads something that differs."""
+        for node in self._nodes[self._seen : position]:
+            if node in self._changed or self._reads(node):
+                self._values.update(node.outputs)
+        self._seen = max(self._seen, position)
+        return self._reads(self._nodes[position])
+
+    def _reads(self, node: ir.Node) -> bool:
+        if any(v in self._values for v in node.inputs):
+            return True
+        return any(self._reads(inner) for g in ir.subgraphs(node) for inner in g)
