@@ -46,7 +46,7 @@ __all__ = [
 KEYWORDS = frozenset({"true", "false", "none", "inf", "nan"})
 """Words that are not text unless quoted."""
 
-_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+:[0-9]+")
 
 
 class Word(str):

@@ -7,7 +7,7 @@ r"""Pipeline text: ``cleanup,fixpoint{max=4}(fold-constants,fuse-conv-bn),quanti
     options  = "{" ( key ("=" value ("," value)*)? )* "}" ;
     value    = number | word | string | "(" ( value ("," value)* )? ")" ;
     number   = [+-]? ( digits ("." digits?)? | "." digits ) ( [eE] [+-]? digits )? | [+-] "inf" ;
-    word     = [A-Za-z_] [A-Za-z0-9_.-]* ;
+    word     = [A-Za-z_] [A-Za-z0-9_.-]* | digits ":" digits ;
     string   = '"' characters and the escapes of JSON '"' ;
 
 Options are separated by spaces, a key alone means true, space is free between tokens. The words
@@ -46,7 +46,7 @@ _MAX_DEPTH = 50
 _TOKEN = re.compile(
     r"""(?P<space>\s+)
     |   (?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.:+-])|[-+]inf(?![\w.-]))
-    |   (?P<word>[A-Za-z_][\w.-]*)
+    |   (?P<word>[A-Za-z_][\w.-]*|\d+:\d+(?![\w.:+-]))
     |   (?P<string>"(?:[^"\\]|\\.)*")
     |   (?P<mark>[{}(),=])""",
     re.VERBOSE | re.ASCII | re.DOTALL,
