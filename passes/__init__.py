@@ -47,6 +47,7 @@ from graphopt.passes.quantize import (
     RepairQdq,
     WidenQdq,
 )
+from graphopt.passes.sparsity import CodeSparse, Sparsify
 
 __all__ = ["PASSES", "PIPELINES"]
 
@@ -92,6 +93,8 @@ PASSES = (
     ChannelsLast,
     PadChannels,
     PruneLayers,
+    Sparsify,
+    CodeSparse,
 )
 
 PIPELINES = {

@@ -59,6 +59,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
+    "storage": ({"errors", "ir", "rewrite"}, set()),
     "frontends": ({"errors", "ir", "targets", "runtime"}, set()),
     "bundle": ({"errors", "ir", "targets", "runtime"}, set()),
 }
@@ -74,6 +75,7 @@ PUBLIC = {
     "quant",
     "reconstruct",
     "runtime",
+    "storage",
     "targets",
     "testing",
 }
