@@ -172,7 +172,8 @@ class Flow:
         """Let channels stay, because of a node or a value."""
         if isinstance(where, ir.Node):
             domain = f"{where.domain}." if where.domain else ""
-            why = f"{domain}{where.op_type} {where.outputs[0].name!r} {why}"
+            name = next((v.name for v in where.outputs if v.name), "")
+            why = f"{domain}{where.op_type} {name!r} {why}"
         else:
             why = f"{where.name!r} {why}"
         self.frozen += [(f.ravel(), why) for f in factors]
@@ -335,20 +336,22 @@ class Flow:
                     else:
                         others.append((theirs, more))
                 found = [*others, (axes, members)]
-        joints = [self._joint(node, operands, axes, members) for axes, members in found]
+        joints = [
+            self._joint(node, operands, each) for _, members in found for each in _matched(members)
+        ]
         return tuple(j for j in joints if j is not None)
 
     def _joint(
         self,
         node: ir.Node,
         operands: Sequence[Operand],
-        axes: set[int],
         members: list[tuple[Operand, Ids]],
     ) -> Ids | None:
         try:
             shape = np.broadcast_shapes(*(f.shape for _, f in members))
         except ValueError:
             raise Stop("joins channels of different numbers") from None
+        axes = {a for a, n in enumerate(shape) if n != 1}
         joint = next((f for _, f in members if f.shape == shape), None)
         if joint is None:
             joint = np.broadcast_to(members[0][1], shape)
@@ -369,6 +372,20 @@ class Flow:
             if own & operand.losable:
                 self.adopt(node, operand.index, joint, operand.axes)
         return joint
+
+
+def _matched(members: list[tuple[Operand, Ids]]) -> list[list[tuple[Operand, Ids]]]:
+    """Factors of several operands along the same axes, those together that become equal.
+
+    A tensor may have several along one axis, such as heads and channels of each head: they stay
+    apart if each operand has as many.
+    """
+    rows: dict[int, list[tuple[Operand, Ids]]] = {}
+    for operand, factor in members:
+        rows.setdefault(operand.index, []).append((operand, factor))
+    if len({len(row) for row in rows.values()}) > 1:
+        return [members]
+    return [list(column) for column in zip(*rows.values(), strict=True)]
 
 
 def at(node: ir.Node, index: int) -> ir.Value | None:

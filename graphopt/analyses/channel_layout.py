@@ -27,8 +27,7 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
     if not factors:
         return
     before, after = flow.dims(node.inputs[0]), ir.dims(node.outputs[0])
-    if before is None or after is None:
-        raise Stop("has an output of unknown rank")
+    assert before is not None
     if node.op_type == "Flatten":
         axis = int(ir.attr(node, "axis", 1))
         axis = axis + len(before) if axis < 0 else axis
@@ -43,6 +42,8 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
     else:
         if ir.opset(node) < 5:
             raise Stop("has its shape as an attribute")
+        if after is None:
+            raise Stop("has an output of unknown rank")
         sizes = _refined(node, before, after)
         parts = moves.blocks(before, sizes)
     made = []

@@ -12,6 +12,7 @@ from graphopt.analyses.channel_constants import carried
 from graphopt.pruning.cut_nodes import FIXES, resized
 from graphopt.pruning.losses import Keep, Losses
 from graphopt.rewrite import Rewriter
+from graphopt.rewrite.rewriter import is_dead
 
 __all__ = ["cut", "nodes_of"]
 
@@ -37,6 +38,7 @@ def cut(rw: Rewriter, channels: Channels, dead: Array) -> None:
     if not np.any(dead):
         return
     nodes = nodes_of(channels, rw.model)
+    unused = {node for node in nodes.values() if is_dead(node)}
     trim = _Trim(rw)
     for (node, index), factors in channels.constants.items():
         keep = losses.of(factors)
@@ -50,7 +52,9 @@ def cut(rw: Rewriter, channels: Channels, dead: Array) -> None:
         if fix is not None and losses.touch(node):
             fix(rw, node, here, losses)
     _redeclare(rw, channels, losses)
-    trim.collect()
+    for node in reversed(list(ir.all_nodes(rw.model))):
+        if is_dead(node) and node not in unused:
+            rw.erase(node)
     rw.remove_initializers()
     ir.infer_shapes(rw.model)
 
@@ -80,7 +84,6 @@ class _Trim:
     def __init__(self, rw: Rewriter) -> None:
         self._rw = rw
         self._made: dict[tuple[Any, ...], ir.Value] = {}
-        self._replaced: dict[ir.Node, None] = {}
 
     def __call__(self, user: ir.Node, value: ir.Value, keep: Keep) -> ir.Value:
         if not keep:
@@ -119,14 +122,7 @@ class _Trim:
             made.shape = ir.Shape(
                 [int(keep[a].sum()) if a in keep else n for a, n in enumerate(dims)]
             )
-        self._replaced[node] = None
         return made
-
-    def collect(self) -> None:
-        """Remove nodes behind constants that nobody reads any more."""
-        for node in self._replaced:
-            if not ir.use_count(node.outputs[0]) and not node.outputs[0].is_graph_output():
-                self._rw.erase(node)
 
 
 def _of_input(node: ir.Node, index: int, keep: Keep) -> Keep:

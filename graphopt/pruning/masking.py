@@ -62,14 +62,15 @@ def masked(channels: Channels, dead: Array) -> ir.Model:
 
 
 def _zeroed(rw: Rewriter, here: ir.Node, end: End, value: ir.Value, mask: Array) -> ir.Value:
-    assert value.dtype is not None
-    if value.dtype.is_floating_point():
-        out = rw.op("Mul", value, rw.const(mask.astype(value.dtype.numpy()), "mask"))
+    # Inputs of what sums have one type, and shape inference may have lost that of this one.
+    dtype = next(v.dtype for v in (value, *here.inputs) if v is not None and v.dtype is not None)
+    if dtype.is_floating_point():
+        out = rw.op("Mul", value, rw.const(mask.astype(dtype.numpy()), "mask"))
     else:
         place = _ZERO_POINTS.get(here.op_type, {}).get(end.index, -1)
         zero = here.inputs[place] if 0 <= place < len(here.inputs) else None
         if zero is None:
-            zero = rw.const(np.zeros((), value.dtype.numpy()), "zero")
+            zero = rw.const(np.zeros((), dtype.numpy()), "zero")
         out = rw.op("Where", rw.const(mask, "mask"), value, zero)
-    out.type = ir.TensorType(value.dtype)
+    out.type = ir.TensorType(dtype)
     return out
