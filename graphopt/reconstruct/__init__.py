@@ -1,7 +1,7 @@
 """Recovery by least squares: from what a changed model reads to what the original computed."""
 
 from graphopt.reconstruct.layers import Layer, layers
-from graphopt.reconstruct.obs import eliminate
+from graphopt.reconstruct.obs import Reader, eliminate
 from graphopt.reconstruct.problem import Problem, accumulate
 from graphopt.reconstruct.rebuild import RIDGE, Fit, rebuild
 from graphopt.reconstruct.walk import Walk
@@ -11,6 +11,7 @@ __all__ = [
     "Fit",
     "Layer",
     "Problem",
+    "Reader",
     "Walk",
     "accumulate",
     "eliminate",

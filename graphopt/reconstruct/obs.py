@@ -1,4 +1,4 @@
-"""Which inputs of a layer can be spared: backward elimination with compensation.
+"""Which inputs of layers can be spared: backward elimination with compensation.
 
 Optimal Brain Surgeon (Hassibi and Stork, 1993) for blocks of columns: leaving out the columns of a
 channel costs what the others cannot make up for, which the inverse Gram matrix tells exactly.
@@ -6,11 +6,13 @@ channel costs what the others cannot make up for, which the inverse Gram matrix 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["eliminate"]
+__all__ = ["Reader", "eliminate"]
 
 Array = np.ndarray[Any, Any]
 
@@ -18,41 +20,42 @@ Array = np.ndarray[Any, Any]
 _PART = 64
 
 
-def eliminate(gram: Array, weights: Array, blocks: Array) -> tuple[Array, Array]:
-    """Order blocks of columns by what leaving them out costs, the least first.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reader:
+    """Something linear that reads blocks of columns.
+
+    Attributes:
+        gram: Moments of its inputs, positive definite, ``[columns, columns]`` float64.
+        weights: Its best weights, ``[columns, outputs]`` float64.
+        blocks: Its columns of each block, ``[blocks, columns of a block]``.
+        scale: What its squared error is multiplied by.
+    """
+
+    gram: Array
+    weights: Array
+    blocks: Array
+    scale: float = 1.0
+
+
+def eliminate(readers: Sequence[Reader]) -> tuple[Array, Array]:
+    """Order blocks of columns by what leaving them out costs all their readers, the least first.
 
     Args:
-        gram: Moments of the inputs, positive definite, ``[columns, columns]`` float64.
-        weights: The best weights, ``[columns, outputs]`` float64.
-        blocks: Columns of each block, ``[blocks, columns of a block]``.
+        readers: Who reads the blocks, one or more; all with the same number of blocks.
 
     Returns:
         The order in which blocks go, ``[blocks]``, and the error after each, ``[blocks]``: what the
-        best weights on the blocks that are left add to the mean squared error.
+        best weights on the blocks that are left add to the mean squared errors, scaled and summed.
     """
-    count = len(blocks)
-    inverse = np.linalg.inv(gram)
-    inverse = (inverse + inverse.T) / 2
-    weights = weights.copy()
-    alive = np.arange(count)
+    states = [_State(each) for each in readers]
+    alive = np.arange(len(readers[0].blocks))
     order: list[int] = []
     errors: list[float] = []
     total = 0.0
     while len(alive):
-        index = blocks[alive]
-        each = inverse[index[:, :, None], index[:, None, :]]
-        w = weights[index]
-        costs = np.einsum("nko,nko->n", w, np.linalg.solve(each, w))
+        costs = np.sum([state.costs(alive) for state in states], axis=0)
         first = np.argsort(costs, kind="stable")[: max(1, len(alive) // _PART)]
-        columns = index[first].reshape(-1)
-        own = inverse[np.ix_(columns, columns)]
-        right = np.concatenate([weights[columns], inverse[columns]], axis=1)
-        step = np.linalg.solve(own, right)
-        outputs = weights.shape[1]
-        joint = float(np.sum(weights[columns] * step[:, :outputs]))
-        down = inverse[:, columns]
-        weights -= down @ step[:, :outputs]
-        inverse -= down @ step[:, outputs:]
+        joint = sum(state.remove(alive[first]) for state in states)
         share = costs[first] / max(float(costs[first].sum()), 1e-300)
         for block, part in zip(alive[first], share, strict=True):
             total += joint * float(part)
@@ -60,3 +63,33 @@ def eliminate(gram: Array, weights: Array, blocks: Array) -> tuple[Array, Array]
             errors.append(total)
         alive = np.delete(alive, first)
     return np.array(order, np.int64), np.array(errors)
+
+
+class _State:
+    """A reader without the blocks that are gone: its others have made up for them."""
+
+    def __init__(self, reader: Reader) -> None:
+        inverse = np.linalg.inv(reader.gram)
+        self._inverse = (inverse + inverse.T) / 2
+        self._weights = reader.weights.copy()
+        self._blocks, self._scale = reader.blocks, reader.scale
+
+    def costs(self, alive: Array) -> Array:
+        """What leaving out each block costs."""
+        index = self._blocks[alive]
+        own = self._inverse[index[:, :, None], index[:, None, :]]
+        w = self._weights[index]
+        return np.asarray(self._scale * np.einsum("nko,nko->n", w, np.linalg.solve(own, w)))
+
+    def remove(self, blocks: Array) -> float:
+        """Leave blocks out; what it costs."""
+        columns = self._blocks[blocks].reshape(-1)
+        own = self._inverse[np.ix_(columns, columns)]
+        outputs = self._weights.shape[1]
+        right = np.concatenate([self._weights[columns], self._inverse[columns]], axis=1)
+        step = np.linalg.solve(own, right)
+        cost = self._scale * float(np.sum(self._weights[columns] * step[:, :outputs]))
+        down = self._inverse[:, columns]
+        self._weights -= down @ step[:, :outputs]
+        self._inverse -= down @ step[:, outputs:]
+        return cost
