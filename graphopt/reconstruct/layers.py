@@ -75,8 +75,8 @@ class Layer:
         """The bias, ``[groups, outputs of a group]`` float64; zeros where there is none."""
         count = self.outputs
         place = self._bias_place()
-        value = None if place is None else place[0].inputs[place[1]]
-        found = None if value is None else ir.array(value)
+        given = () if place is None else place[0].inputs[place[1] : place[1] + 1]
+        found = ir.array(given[0]) if given else None
         if found is None:
             return np.zeros((self.groups, count // self.groups))
         scale = ir.attr(self.node, "beta", 1.0) if self.node.op_type == "Gemm" else 1.0

@@ -296,12 +296,15 @@ class _Elimination:
 
     def _remove(self, i: int, new: Array) -> None:
         out = np.repeat(new, self.zeros.block[1])
+        gone, left = np.flatnonzero(out), np.flatnonzero(~out)
         weights, inverse = self._weights[i], self._inverses[i]
-        across, own = inverse[~out][:, out], inverse[out][:, out]
-        moved = np.linalg.solve(own, np.concatenate([weights[:, out].T, across.T], axis=1))
+        across, own = inverse[np.ix_(left, gone)], inverse[np.ix_(gone, gone)]
+        moved = np.linalg.solve(own, np.concatenate([weights[:, gone].T, across.T], axis=1))
         rows = len(weights)
-        self._weights[i] = weights[:, ~out] - (across @ moved[:, :rows]).T
-        self._inverses[i] = inverse[~out][:, ~out] - across @ moved[:, rows:]
+        self._weights[i] = weights[:, left] - (across @ moved[:, :rows]).T
+        smaller = inverse[np.ix_(left, left)]
+        smaller -= across @ moved[:, rows:]
+        self._inverses[i] = smaller
 
 
 def _columnwise(weight: Array, damped: Array, zeros: Zeros, ratio: float) -> Array:

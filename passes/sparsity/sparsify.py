@@ -101,6 +101,8 @@ class Sparsify(Pass):
         for name in ("samples", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
+        if self.min_weights < 0:
+            raise ValueError(f"min-weights is 0 or more, not {self.min_weights}")
         if self.n_m is not None and self.ratio is not None:
             raise ValueError("ratio and n-m both say how many zeros there are; give one")
         if self.ratio is not None and not 0 < self.ratio <= 0.95:

@@ -115,7 +115,7 @@ def test_small_constants_are_shared() -> None:
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float16, np.float64])
 def test_other_types(dtype: type) -> None:
     rng = np.random.default_rng(1)
-    array = (rng.integers(1, 100, (8, 12)) * (rng.random((8, 12)) < 0.4)).astype(dtype)
+    array: Array = (rng.integers(1, 100, (8, 12)) * (rng.random((8, 12)) < 0.4)).astype(dtype)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         [helper.make_node("Identity", ["w"], ["y"])], "g", [],

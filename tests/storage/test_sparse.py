@@ -127,6 +127,6 @@ def test_long_gaps_are_bridged() -> None:
 
 
 def test_nothing_to_code() -> None:
-    for array in (np.zeros((0, 3), np.float32), np.float32(1.0).reshape(())):
+    for array in (np.zeros((0, 3), np.float32), np.array(1.0, np.float32)):
         with pytest.raises(ValueError, match="has nothing to code"):
             encode(array)
