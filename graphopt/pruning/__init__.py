@@ -2,7 +2,7 @@
 
 from graphopt.pruning.criteria import CRITERIA, Criterion, Scores, normalized
 from graphopt.pruning.layer_search import Removal, removals
-from graphopt.pruning.layers_out import Block, find_blocks, matches, take_out
+from graphopt.pruning.layers_out import Block, bypass, find_blocks, matches, take_out
 from graphopt.pruning.sizes import Measure, Sizes
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Removal",
     "Scores",
     "Sizes",
+    "bypass",
     "find_blocks",
     "matches",
     "normalized",

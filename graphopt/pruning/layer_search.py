@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 
 from graphopt import ir
 from graphopt.analyses import Cost
 from graphopt.measure import Trial
-from graphopt.pruning.layers_out import Block, find_blocks, take_out
+from graphopt.pruning.layers_out import Block, bypass, find_blocks, take_out
+from graphopt.reconstruct import rebuild
 from graphopt.rewrite import Rewriter
+from graphopt.runtime import Feeds
 
-__all__ = ["Removal", "removals", "without"]
+__all__ = ["Removal", "removals"]
 
 # Layers whose loss is made up for before they are compared: those that are missed least without.
 _TRIED = 3
+# Ridges of the fits, of which the one is used that is best for the first layer: the fewer samples
+# there are, the more the weights should stay as they were.
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+# Layers that are tried before it is asked whether others can be missed less.
+_STEP = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +34,8 @@ class Removal:
         model: The model without it and those before.
         noise: Energy of the difference at the outputs, in units of the original's.
         raw: The same before the loss was made up for.
-        others: Noise without each of the layers that could have gone instead, before the loss is
-            made up for, by name; this one's among them.
+        others: Noise without each of the layers that could have gone instead, as last measured and
+            before the loss is made up for, by name; this one's among them.
     """
 
     block: Block
@@ -42,49 +50,106 @@ def removals(
     trial: Trial,
     names: Collection[str],
     *,
-    recover: Callable[[ir.Model], ir.Model] | None = None,
+    fit: Sequence[Feeds] = (),
     fast: bool = False,
 ) -> Iterator[Removal]:
     """Take out one layer after the other.
 
+    Noise of several removals roughly adds up, so that a layer that was missed much before is not
+    tried again as long as others are missed less (lazy greedy search: Minoux, 1978). Where there
+    are samples to fit on, the layers behind are fitted to what the original computes, for those
+    that are missed least, and what is compared is the noise that is left.
+
     Args:
         model: The original, with shapes inferred.
-        trial: Its outputs on samples.
+        trial: Its outputs on samples, better on others than those of ``fit``.
         names: Names of the layers that may go.
-        recover: Makes up for what is missing, in a copy.
+        fit: Batches to fit the layers on that stay; without, they stay as they are.
         fast: Weigh the noise against the time that a layer is estimated to take.
 
     Yields:
         The model without a first layer, then without a second, and so on until none is left.
     """
-    seconds = _seconds(model, names)
-    current, before = model, 0.0
-    while blocks := [b for b in find_blocks(current) if b.name in names and b.reason is None]:
-        noises = trial.noises(lambda block, m=current: without(m, block), blocks)  # type: ignore[misc]
-        raw = {b.name: noise for b, noise in zip(blocks, noises, strict=True)}
-
-        def price(block: Block, noise: float, least: float = before) -> float:
-            return (noise - least) / seconds[block.name] if fast else noise
-
-        blocks.sort(key=lambda b: price(b, raw[b.name]))
-        tried = []
-        for block in blocks[: 1 if recover is None else _TRIED]:
-            made = without(current, block)
-            made = made if recover is None else recover(made)
-            noise = raw[block.name] if recover is None else trial.noise(made)
-            tried.append(Removal(block, made, noise, raw[block.name], raw))
-        best = min(tried, key=lambda r: price(r.block, r.noise))
-        yield best
-        current, before = best.model, best.noise
+    search = _Search(model, trial, fit, _seconds(model, names) if fast else {})
+    while blocks := [b for b in find_blocks(search.model) if b.name in names and b.reason is None]:
+        yield search.next(blocks)
 
 
-def without(model: ir.Model, block: Block) -> ir.Model:
-    """A copy of a model without a layer of it, or of a model that it is a copy of."""
-    copy = ir.clone(model)
-    found = next(b for b in find_blocks(copy) if b.name == block.name)
-    take_out(Rewriter(copy), found)
-    ir.infer_shapes(copy)
-    return copy
+class _Search:
+    """The model without the layers that went, as bypasses, and what is known of the others."""
+
+    def __init__(
+        self, original: ir.Model, trial: Trial, fit: Sequence[Feeds], worth: dict[str, float]
+    ) -> None:
+        self.original, self.trial, self.fit, self.worth = original, trial, fit, worth
+        self.model = original
+        self.gone: list[str] = []
+        self.ridges: tuple[float, ...] = _RIDGES
+        self.noise = 0.0
+        self.raw: dict[str, float] = {}  # without a layer, as last measured
+        self.losses: dict[str, float] = {}  # what it was more than before, by what that is worth
+
+    def next(self, blocks: list[Block]) -> Removal:
+        """Take out the layer that is missed least."""
+        left = sorted(blocks, key=self._loss)
+        tried: list[Block] = []
+        while left and (not tried or self._loss(left[0]) < min(map(self._loss, tried))):
+            some, left = left[:_STEP], left[_STEP:]
+            noises = self.trial.noises(self._without, some)
+            for block, noise in zip(some, noises, strict=True):
+                self.raw[block.name] = noise
+                self.losses[block.name] = self._price(block, noise)
+            tried += some
+        tried.sort(key=self._loss)
+        made = [m for block in tried[: _TRIED if self.fit else 1] for m in self._made(block)]
+        noise, block, bypassed = min(made, key=lambda m: self._price(m[1], m[0]))
+        self.model, self.noise = bypassed, noise
+        self.gone.append(block.name)
+        closed = ir.clone(bypassed)
+        take_out(Rewriter(closed), self.gone)
+        ir.infer_shapes(closed)
+        return Removal(block, closed, noise, self.raw[block.name], dict(self.raw))
+
+    def _loss(self, block: Block) -> float:
+        return self.losses.get(block.name, -math.inf)
+
+    def _price(self, block: Block, noise: float) -> float:
+        return (noise - self.noise) / self.worth.get(block.name, 1.0)
+
+    def _without(self, block: Block) -> ir.Model:
+        copy = ir.clone(self.model)
+        bypass(Rewriter(copy), next(b for b in find_blocks(copy) if b.name == block.name))
+        return copy
+
+    def _made(self, block: Block) -> Iterator[tuple[float, Block, ir.Model]]:
+        """Noise and model without a layer, as it is and with the loss made up for."""
+        raw = self._without(block)
+        yield self.raw[block.name], block, raw
+        if self.fit:
+            behind = _behind(raw, {block.name, *self.gone})
+            fits = {ridge: self._fitted(raw, behind, ridge) for ridge in self.ridges}
+            noises = {ridge: self.trial.noise(fitted) for ridge, fitted in fits.items()}
+            best = min(noises, key=noises.__getitem__)
+            self.ridges = (best,)
+            yield noises[best], block, fits[best]
+
+    def _fitted(self, model: ir.Model, behind: Collection[str], ridge: float) -> ir.Model:
+        """A copy whose layers behind what went compute what the original's compute."""
+        copy = ir.clone(model)
+        rebuild(
+            self.original, copy, self.fit, lambda problem: problem.optimum,
+            wanted=lambda layer: layer.name in behind, ridge=ridge,
+        )  # fmt: skip
+        return copy
+
+
+def _behind(model: ir.Model, names: Collection[str]) -> set[str]:
+    """Names of values that are computed from some."""
+    found = set(names)
+    for node in model.graph:
+        if any(v is not None and v.name in found for v in node.inputs):
+            found |= {v.name or "" for v in node.outputs}
+    return found
 
 
 def _seconds(model: ir.Model, names: Collection[str]) -> dict[str, float]:

@@ -8,13 +8,15 @@ Networks", 2016; Men et al., "ShortGPT", 2024).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
 
 from graphopt import ir
 from graphopt.rewrite import Rewriter
 from graphopt.rewrite.rewriter import is_dead
 
-__all__ = ["Block", "find_blocks", "matches", "take_out"]
+__all__ = ["Block", "bypass", "find_blocks", "matches", "take_out"]
 
 _ATTENTION = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "Softmax"})
 _CONVOLUTION = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"})
@@ -61,18 +63,57 @@ def find_blocks(model: ir.Model) -> list[Block]:
     return [block for block in found if block is not None]
 
 
-def take_out(rw: Rewriter, block: Block) -> None:
-    """Let the shortcut of a block stand for its sum, and remove what only the branch needed."""
-    rw.replace(block.add.outputs[0], block.shortcut)
-    pending = [block.add]
+def bypass(rw: Rewriter, block: Block) -> None:
+    """Let the shortcut of a block stand for its sum; nodes stay in number and order.
+
+    An Identity stands in for the sum, under its name, and others for what only the branch needed,
+    so that layers can be fitted to what those at the same place of the original compute.
+    """
+    out, name = block.add.outputs[0], block.name
+    given = out.is_graph_output()
+    makers = [v.producer() for v in block.add.inputs if v is not None]
+    stand_in = _stand_in(rw, block.add, block.shortcut)
+    rw.replace(out, stand_in)
+    rw.erase(block.add)
+    if not given:
+        stand_in.name = name
+    nothing: ir.Value | None = None
+    pending = [m for m in makers if m is not None]
     while pending:
         node = pending.pop()
-        if node.graph is None or not is_dead(node):
+        if node.graph is None or node is stand_in.producer() or not is_dead(node):
             continue
+        if nothing is None:
+            nothing = rw.const(np.zeros(1, np.float32), "nothing")
+        elif nothing in node.inputs:
+            continue  # a stand-in
         makers = [v.producer() for v in node.inputs if v is not None]
+        _stand_in(rw, node, nothing)
         rw.erase(node)
         pending += [m for m in makers if m is not None]
     rw.remove_initializers()
+
+
+def take_out(rw: Rewriter, names: Collection[str]) -> None:
+    """Remove blocks that are bypassed, and everything that nothing uses any more.
+
+    Args:
+        rw: Rewriter of the model.
+        names: Names of the blocks.
+    """
+    for node in list(rw.model.graph):
+        if node.op_type == "Identity" and node.outputs[0].name in names:
+            assert node.inputs[0] is not None
+            rw.replace(node.outputs[0], node.inputs[0])
+    for node in reversed(list(rw.model.graph)):
+        if is_dead(node):
+            rw.erase(node)
+    rw.remove_initializers()
+
+
+def _stand_in(rw: Rewriter, node: ir.Node, value: ir.Value) -> ir.Value:
+    with rw.at(node):
+        return rw.op("Identity", value)
 
 
 def matches(block: Block, patterns: Sequence[str]) -> bool:

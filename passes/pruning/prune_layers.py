@@ -12,16 +12,16 @@ import numpy as np
 from graphopt import Context, Exactness, NotApplicable, Pass, ir
 from graphopt.analyses import Cost
 from graphopt.calibration import fitting
-from graphopt.measure import Quality, Trial, decibels, race, runs_here, settings
+from graphopt.measure import Budget, Quality, Trial, decibels, race, runs_here, settings
 from graphopt.pruning import Block, Removal, find_blocks, matches, removals
-from graphopt.quant import Budget
 from graphopt.runtime import Feeds
 
 __all__ = ["PruneLayers"]
 
 _NAME = "prune-layers"
-# Samples that judge the result and decide nothing: this share, where there are enough.
-_SHARE, _ENOUGH = 0.25, 64
+# Shares of the samples that judge the result and decide nothing, and that layers are chosen by
+# without being fitted on them, where there are enough.
+_JUDGE, _CHOOSE, _ENOUGH, _PARTS = 0.25, 0.15, 64, 3
 # Measured times scatter by about as much.
 _SCATTER = 1.02
 
@@ -32,8 +32,9 @@ class PruneLayers(Pass):
     What it does: finds additions of a shortcut and of what a branch computes from it, such as the
     residual blocks of convolutional networks and the attentions and feed-forward layers of
     transformers. Where the shortcut has the shape of the sum it can stand for it. The model is run
-    without each of these branches, and the one that adds least noise to the outputs is taken out.
-    So on, one by one, until enough have gone.
+    without each of these branches. Where least noise is added to the outputs, the layers behind
+    are fitted anew, by least squares, to what the original computes, and the branch is taken out
+    without which least noise is left. So on, one by one, until enough have gone.
 
     Exactness: LOSSY
 
@@ -45,8 +46,9 @@ class PruneLayers(Pass):
     min-sqnr (stop before the ratio of signal to noise at the outputs, in dB, is lower), max-drop
     (stop before more predictions change, in percent), keep (how many of the layers that may go have
     to stay), skip (patterns of names of values or nodes in layers, or kinds of layers, that stay:
-    attention, convolution, recurrent, feed-forward), dry (only measure and report), samples (how
-    many to use, at most), threads (of an operator, when latency is measured).
+    attention, convolution, recurrent, feed-forward), reconstruct (fit the layers that stay), dry
+    (only measure and report), samples (how many to use, at most), threads (of an operator, when
+    latency is measured).
 
     Example: Add(x, Conv(Relu(Conv(x, v)), w)) -> x
 
@@ -68,6 +70,7 @@ class PruneLayers(Pass):
     max_drop: float | None = None
     keep: int = 1
     skip: tuple[str, ...] = ()
+    reconstruct: bool = True
     dry: bool = False
     samples: int = 512
     threads: int = 1
@@ -107,8 +110,7 @@ class PruneLayers(Pass):
             raise NotApplicable(
                 "needs calibration data (--data), to see which layers the outputs miss least"
             )
-        choose, judge = _split(fitting(ctx.data, original), self.samples)
-        search = _Search(self, ctx, original, choose, judge)
+        search = _Search(self, ctx, original, *_split(fitting(ctx.data, original), self.samples))
         taken = search.run({b.name for b in may_go}, most)
         ctx.details["layers"] = search.listed(blocks, taken)
         if self.dry or not taken or not ctx.allow(_NAME):
@@ -154,6 +156,7 @@ class _Search:
     options: PruneLayers
     ctx: Context
     original: ir.Model
+    fit: list[Feeds]
     choose: list[Feeds]
     judge: list[Feeds]
     quality: Quality | None = None
@@ -168,7 +171,9 @@ class _Search:
         trial = Trial(self.original, self.choose)
         judge = trial if self.judge is self.choose else Trial(self.original, self.judge)
         options, taken, why = self.options, list[Removal](), ""
-        for found in removals(self.original, trial, names, fast=options.latency is not None):
+        fit = self.fit if options.reconstruct and not options.dry else []
+        fast = options.latency is not None
+        for found in removals(self.original, trial, names, fit=fit, fast=fast):
             if options.dry:
                 return [found]
             quality = judge.quality(found.model)
@@ -233,8 +238,8 @@ class _Search:
         )
 
 
-def _split(batches: Iterable[Feeds], samples: int) -> tuple[list[Feeds], list[Feeds]]:
-    """Batches to choose by, and others to judge the result by: the same where there are few."""
+def _split(batches: Iterable[Feeds], samples: int) -> tuple[list[Feeds], list[Feeds], list[Feeds]]:
+    """Batches to fit on, to choose by, and to judge by: the same where there are few."""
     used: list[Feeds] = []
     sizes: list[int] = []
     for feeds in batches:
@@ -243,10 +248,10 @@ def _split(batches: Iterable[Feeds], samples: int) -> tuple[list[Feeds], list[Fe
         sizes.append(max(map(len, arrays), default=1))
         if sum(sizes) >= samples:
             break
-    last, kept = len(used), 0
-    if sum(sizes) >= _ENOUGH:
-        while last > 1 and kept + sizes[last - 1] <= _SHARE * sum(sizes):
-            last -= 1
-            kept += sizes[last]
-    first = used[:last]
-    return first, used[last:] or first
+    total = sum(sizes)
+    if total < _ENOUGH or len(used) < _PARTS:
+        return used, used, used
+    ends = np.searchsorted(np.cumsum(sizes), [(1 - _JUDGE - _CHOOSE) * total, (1 - _JUDGE) * total])
+    first = min(int(ends[0]) + 1, len(used) - 2)
+    second = min(max(int(ends[1]) + 1, first + 1), len(used) - 1)
+    return used[:first], used[first:second], used[second:]
