@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +274,32 @@ def test_trained_networks_keep_their_predictions(
     assert quality.agreement >= agreement
     ir.save(result.model, tmp_path / "small.onnx")
     assert (tmp_path / "small.onnx").stat().st_size <= size * source.stat().st_size
+
+
+def cifar(archive: Path, count: int) -> Array:
+    """The first images of an archive, as the networks want them."""
+    image = pytest.importorskip("PIL.Image")
+    with np.load(archive) as content:
+        jpeg, offsets = content["jpeg"], content["offsets"][: count + 1]
+    files = [io.BytesIO(jpeg[a:b].tobytes()) for a, b in itertools.pairwise(offsets)]
+    pixels = np.stack([np.asarray(image.open(f).convert("RGB")) for f in files]) / 255
+    scaled = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2).astype(np.float32))
+
+
+@pytest.mark.slow
+def test_resnet20_in_a_third_of_its_bytes(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "models" / "resnet20.onnx"
+    images = cifar(shared_data / "cifar10_train.npz", 256)
+    batches = [{"input": images[i : i + 32]} for i in range(0, 256, 32)]
+    judged = cifar(shared_data / "cifar10_val.npz", 1000)
+    trial = Trial(ir.load(source), [{"input": judged}])
+    found = {}
+    for name, options in {"obs": "", "2:4": "n-m=2:4", "magnitude": "method=magnitude"}.items():
+        result = optimize(source, f"O2,sparsify{{{options}}}", data=batches, oracle="off")
+        found[name] = trial.quality(result.model).agreement or 0.0
+        ir.save(result.model, tmp_path / "small.onnx")
+        assert (tmp_path / "small.onnx").stat().st_size < 0.33 * source.stat().st_size
+    assert found["obs"] > 0.94
+    assert found["2:4"] > 0.88
+    assert found["magnitude"] < 0.85
