@@ -10,13 +10,14 @@ import numpy as np
 
 from graphopt import Rewriter, ir
 from graphopt.measure import Trial
+from graphopt.passes.sparsity._parts import optimal_parts
 from graphopt.reconstruct.layers import Layer, layers
-from graphopt.reconstruct.obs_sparse import Zeros, allocate, path
+from graphopt.reconstruct.obs_sparse import Zeros, allocate
 from graphopt.reconstruct.problem import Problem
 from graphopt.reconstruct.rebuild import rebuild
 from graphopt.runtime import Feeds
 
-__all__ = ["Share", "arranged", "first", "optimal_parts", "shares"]
+__all__ = ["Share", "first", "shares"]
 
 Array = np.ndarray[Any, Any]
 
@@ -47,43 +48,6 @@ class _Curve:
     size: int
     errors: Array
     weights: Array
-
-
-def arranged(columns: int, layer: Layer, zeros: Zeros) -> Array:
-    """Order of a layer's columns in which groups and blocks are consecutive.
-
-    Groups are of input channels, as hardware for N:M sparsity wants them, whatever the kernel.
-    """
-    order = np.arange(columns)
-    if zeros.group is None:
-        return order
-    return np.ascontiguousarray(order.reshape(-1, layer.kernel).T).reshape(-1)
-
-
-def optimal_parts(problem: Problem, zeros: Zeros, ratios: Sequence[float]) -> list[Array]:
-    """The best weights with zeros for several ratios, each in the form of ``Problem.optimum``."""
-    out = [problem.optimum.copy() for _ in ratios]
-    for g, (gram, best) in enumerate(zip(problem.gram, problem.optimum, strict=True)):
-        k = len(gram) - int(problem.layer.takes_bias)
-        order = arranged(k, problem.layer, zeros)
-        metric, mean = _centred(gram, k)
-        weight = best[order].T
-        found = path(weight, metric[np.ix_(order, order)], ratios, zeros)
-        for whole, part in zip(out, found, strict=True):
-            whole[g, order] = part.T
-            if k < len(gram):
-                # The bias makes up for the mean of what is missing.
-                whole[g, k] += mean @ (best[:k] - whole[g, :k])
-    return out
-
-
-def _centred(gram: Array, columns: int) -> tuple[Array, Array]:
-    """The metric of weights whose bias follows them, and the mean inputs that it follows by."""
-    inner = gram[:columns, :columns]
-    if columns == len(gram):
-        return inner, np.zeros(columns)
-    mean = gram[columns, :columns] / gram[columns, columns]
-    return inner - np.outer(mean, gram[columns, :columns]), mean
 
 
 def shares(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from graphopt import Context, Exactness, NotApplicable, Pass, ir
+from graphopt import Context, Exactness, NotApplicable, Pass, UnsupportedFeature, ir
 from graphopt.storage import MIN_OPSET, OPERATORS, Code, Emitter, encode
 from graphopt.targets import Target
 
-__all__ = ["CodeSparse", "why_not_coded"]
+__all__ = ["CodeSparse", "at_opset", "store"]
 
 _TYPES = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8,
@@ -64,7 +64,7 @@ class CodeSparse(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Encode constant by constant."""
-        why = why_not_coded(ctx.target)
+        why = _why_not(ctx.target)
         if why is not None:
             raise NotApplicable(why)
         rw = ctx.rewriter()
@@ -118,7 +118,38 @@ class CodeSparse(Pass):
         return code
 
 
-def why_not_coded(target: Target) -> str | None:
+def at_opset(model: ir.Model, ctx: Context) -> ir.Model:
+    """A model at an opset that codes can be written in, where the target takes them."""
+    if ir.opset(model) >= MIN_OPSET or _why_not(ctx.target) is not None:
+        return model
+    try:
+        return ir.convert_opset(model, MIN_OPSET)
+    except UnsupportedFeature as e:
+        ctx.remark(f"weights stay uncoded, which takes opset {MIN_OPSET}: {e}")
+        return model
+
+
+def store(model: ir.Model, ctx: Context) -> None:
+    """Encode the constants of a model that another pass made, as part of that pass.
+
+    Args:
+        model: The model, which is changed.
+        ctx: Context of the other pass, for its report and its target.
+    """
+    if ir.opset(model) < MIN_OPSET:
+        return
+    inner = Context(model, ctx.target)
+    try:
+        CodeSparse().run(model, inner)
+    except NotApplicable as e:
+        ctx.remark(f"weights stay uncoded: {e}")
+        return
+    ctx.details.update(inner.details)
+    for remark in inner.remarks:
+        ctx.remark(remark)
+
+
+def _why_not(target: Target) -> str | None:
     """Why constants cannot be codes in models for a target; None where they can."""
     if not target.optimize:
         return (

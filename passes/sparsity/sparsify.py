@@ -16,26 +16,23 @@ from graphopt import (
     NotApplicable,
     Pass,
     Rewriter,
-    UnsupportedFeature,
     ir,
 )
 from graphopt.calibration import fitting
 from graphopt.measure import Trial
-from graphopt.passes.sparsity._shares import Share, arranged, first, optimal_parts, shares
-from graphopt.passes.sparsity.code_sparse import CodeSparse, why_not_coded
+from graphopt.passes.sparsity._parts import arranged, halved, optimal_parts, replaced
+from graphopt.passes.sparsity._shares import Share, first, shares
+from graphopt.passes.sparsity.code_sparse import at_opset, store
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs_sparse import Zeros, magnitude
 from graphopt.reconstruct.problem import Problem
 from graphopt.reconstruct.rebuild import rebuild
 from graphopt.runtime import Feeds
-from graphopt.storage import MIN_OPSET
 
 __all__ = ["Sparsify"]
 
 Array = np.ndarray[Any, Any]
 _RATIO = 0.5
-# Share of the norm of a layer's weights that 16-bit floats may lose: rounding takes 0.0003.
-_LOSS = 1e-3
 
 
 class Sparsify(Pass):
@@ -128,7 +125,7 @@ class Sparsify(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Change a copy, and take it over."""
-        original = ir.clone(self._coded_opset(model, ctx))
+        original = ir.clone(at_opset(model, ctx) if self.code else model)
         ir.infer_shapes(original)
         chosen = self._choose(original, ctx)
         if not chosen:
@@ -151,20 +148,10 @@ class Sparsify(Pass):
             ctx.remark(f"on the samples it was fitted to: {quality}")
             ctx.details["quality"] = dataclasses.asdict(quality)
         if self.code:
-            self._encode(changed, ctx)
+            store(changed, ctx)
         ctx.rewriter().become(changed)
         ctx.stats.applied["sparsify-layer"] += len(chosen)
         return True
-
-    def _coded_opset(self, model: ir.Model, ctx: Context) -> ir.Model:
-        """The model at an opset that codes can be written in, where they are."""
-        if not self.code or why_not_coded(ctx.target) is not None or ir.opset(model) >= MIN_OPSET:
-            return model
-        try:
-            return ir.convert_opset(model, MIN_OPSET)
-        except UnsupportedFeature as e:
-            ctx.remark(f"weights stay uncoded, which takes opset {MIN_OPSET}: {e}")
-            return model
 
     def _choose(self, model: ir.Model, ctx: Context) -> set[str]:
         """Names of the layers that get zeros; the reasons of others are reported."""
@@ -226,37 +213,21 @@ class Sparsify(Pass):
                 return problem.optimum
             ratio = given[layer.name].ratio if given else self.zeros.ratio
             (found,) = optimal_parts(problem, self.zeros, (ratio,))
-            return self._rounded(found, problem, ctx)
+            k = found.shape[1] - int(layer.takes_bias)
+            return replaced(problem, found, self._stored(found[:, :k], layer, ctx))
 
         fits = rebuild(
             original, model, batches, change,
             wanted=lambda layer: layer.name in chosen, threads=self.threads,
         )  # fmt: skip
-        ctx.details["fits"] = [
-            dataclasses.asdict(fit) | dataclasses.asdict(given[fit.name])
-            if fit.name in given
-            else dataclasses.asdict(fit)
-            for fit in fits
-        ]
+        noises = {name: dataclasses.asdict(share) for name, share in given.items()}
+        ctx.details["fits"] = [dataclasses.asdict(f) | noises.get(f.name, {}) for f in fits]
         return model
-
-    def _rounded(self, found: Array, problem: Problem, ctx: Context) -> Array:
-        """Weights as they are stored, with the bias that goes with them."""
-        k = found.shape[1] - int(problem.layer.takes_bias)
-        out = found.copy()
-        out[:, :k] = self._stored(found[:, :k], problem.layer, ctx)
-        if k < found.shape[1]:
-            mean = problem.gram[:, k, :k] / problem.gram[:, k, k, None]
-            out[:, k] += np.einsum("gc,gco->go", mean, found[:, :k] - out[:, :k])
-        return out
 
     def _stored(self, weights: Array, layer: Layer, ctx: Context) -> Array:
         """Weights in the precision that they are stored in."""
-        if self.values == "fp32":
-            return weights
-        with np.errstate(over="ignore"):
-            half = weights.astype(np.float16).astype(np.float64)
-        if not np.linalg.norm(half - weights) <= _LOSS * np.linalg.norm(weights):
+        half = halved(weights) if self.values == "fp16" else weights
+        if half is None:
             ctx.decline("store in 16 bits", "weights are too large or too small")
             ctx.remark("weights stay in 32 bits, as 16 would lose more than rounding", layer.output)
             return weights
@@ -270,19 +241,6 @@ class Sparsify(Pass):
         size, zero = (sum(each) for each in zip(*counts, strict=True))
         ctx.remark(f"{zero:,} of {size:,} weights in {len(counts)} layers are zero")
         ctx.details["weights"] = {"layers": len(counts), "weights": size, "zeros": zero}
-
-    def _encode(self, model: ir.Model, ctx: Context) -> None:
-        if ir.opset(model) < MIN_OPSET:
-            return
-        inner = Context(model, ctx.target)
-        try:
-            CodeSparse().run(model, inner)
-        except NotApplicable as e:
-            ctx.remark(f"weights stay uncoded: {e}")
-            return
-        ctx.details.update(inner.details)
-        for remark in inner.remarks:
-            ctx.remark(remark)
 
 
 def _matches(layer: Layer, patterns: Sequence[str]) -> bool:
