@@ -67,7 +67,7 @@ class Layer:
         """The weight, ``[groups, outputs of a group, columns]`` float64."""
         weight = ir.array(self.node.inputs[1])
         assert weight is not None
-        wide = np.asarray(weight, np.float64)
+        wide = np.asarray(weight, np.float64) * self._scale("alpha")
         rows = wide.T if self.turned else wide.reshape(len(wide), -1)
         return rows.reshape(self.groups, len(rows) // self.groups, -1)
 
@@ -79,8 +79,7 @@ class Layer:
         found = ir.array(given[0]) if given else None
         if found is None:
             return np.zeros((self.groups, count // self.groups))
-        scale = ir.attr(self.node, "beta", 1.0) if self.node.op_type == "Gemm" else 1.0
-        wide = np.asarray(found, np.float64) * scale
+        wide = np.asarray(found, np.float64) * self._scale("beta")
         return np.broadcast_to(wide.reshape(-1), (count,)).reshape(self.groups, -1).copy()
 
     @property
@@ -90,14 +89,20 @@ class Layer:
         assert shape is not None
         return shape[-1] if self.turned else shape[0]
 
+    @property
+    def columns(self) -> int:
+        """Columns of the weight of a group."""
+        shape = ir.static_shape(self.node.inputs[1])
+        assert shape is not None
+        return shape[0] if self.turned else math.prod(shape[1:])
+
     def write(self, rw: Rewriter, matrix: Array, bias: Array | None) -> None:
         """Give it another weight and bias, in the shapes of :meth:`matrix` and :meth:`bias`."""
         value = self.node.inputs[1]
         old = ir.array(value)
-        assert value is not None and old is not None
-        rows = matrix.reshape(-1, matrix.shape[-1])
-        if self.node.op_type == "Gemm":
-            rows = rows / float(ir.attr(self.node, "alpha", 1.0))
+        assert value is not None
+        assert old is not None
+        rows = matrix.reshape(-1, matrix.shape[-1]) / self._scale("alpha")
         new = (rows.T if self.turned else rows.reshape(old.shape)).astype(old.dtype)
         rw.set_input(self.node, 1, rw.const(np.ascontiguousarray(new), value.name or "weight"))
         if bias is None or not self.takes_bias:
@@ -105,24 +110,25 @@ class Layer:
         place = self._bias_place()
         assert place is not None
         node, index = place
-        flat = bias.reshape(-1)
-        if self.node.op_type == "Gemm":
-            flat = flat / (float(ir.attr(self.node, "beta", 1.0)) or 1.0)
+        flat = bias.reshape(-1) / self._scale("beta")
         there = node.inputs[index] if index < len(node.inputs) else None
         if there is None and not flat.any():
             return
         name = (there.name if there is not None else None) or f"{value.name}.bias"
+        shape = ir.static_shape(there)
+        if shape is not None and math.prod(shape) == flat.size:
+            flat = flat.reshape(shape)  # its rank may be what gives an Add its rank
         rw.set_input(node, index, rw.const(flat.astype(old.dtype), name))
+
+    def _scale(self, name: str) -> float:
+        """What a Gemm multiplies its product or its bias by."""
+        return float(ir.attr(self.node, name, 1.0)) if self.node.op_type == "Gemm" else 1.0
 
     def _bias_place(self) -> tuple[ir.Node, int] | None:
         if self.adds is not None:
             side = 1 if ir.const(self.adds.inputs[1]) is not None else 0
             return self.adds, side
-        if self.node.op_type == "MatMul":
-            return None
-        if len(self.node.inputs) > 2 or self.node.op_type in ("Conv", "Gemm"):
-            return self.node, 2
-        return None
+        return None if self.node.op_type == "MatMul" else (self.node, 2)
 
 
 def layers(model: ir.Model) -> Iterator[Layer]:
@@ -139,7 +145,7 @@ def _layer(node: ir.Node) -> Layer | None:
     weight = node.inputs[1]
     shape = ir.static_shape(weight)
     tensor = ir.const(weight)
-    if tensor is None or shape is None or tensor.dtype not in (ir.DataType.FLOAT,):
+    if tensor is None or shape is None or tensor.dtype != ir.DataType.FLOAT or 0 in shape:
         return None
     if node.inputs[0] is None or ir.const(node.inputs[0]) is not None:
         return None
@@ -159,7 +165,7 @@ def _layer(node: ir.Node) -> Layer | None:
         sizes = () if bias is None else bias[:-1]
         if ir.attr(node, "transA", 0) or any(n != 1 for n in sizes):
             return None
-        if not ir.attr(node, "alpha", 1.0) or (bias is not None and not ir.attr(node, "beta", 1.0)):
+        if not ir.attr(node, "alpha", 1.0) or not ir.attr(node, "beta", 1.0):
             return None
         return Layer(node, None, output, None, 1, turned=not ir.attr(node, "transB", 0))
     adds = _bias_of(output, shape[-1])
@@ -172,7 +178,7 @@ def _bias_of(value: ir.Value, channels: int) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != "Add":
         return None
     add = uses[0].node
-    if add.domain or add.graph is not uses[0].node.graph:
+    if add.domain or add.graph is not value.graph:
         return None
     other = add.inputs[1 - uses[0].idx]
     shape = ir.static_shape(other) if ir.const(other) is not None else None

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from graphopt.calibration.gram import spread
+from graphopt.errors import CalibrationError
 from graphopt.reconstruct.layers import Layer
 
-__all__ = ["Problem", "accumulate"]
+__all__ = ["Problem", "accumulate", "too_large"]
 
 Array = np.ndarray[Any, Any]
 
 # Multiply-adds that a Gram matrix may take, and rows per column that it needs at least.
 _WORK = 2e10
 _ROWS = 8
+# Columns of a layer that is still fitted: 300 MB of moments, and some copies of them.
+_MOST = 6144
+# Elements of rows that are multiplied at a time.
+_PIECE = 1 << 24
+# Moments are sums of float32 products, which a smaller ridge would take at their word.
+_LEAST = 1e-8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +77,17 @@ class Problem:
         return np.concatenate([np.flatnonzero(columns), np.array(bias, np.int64)]).astype(np.int64)
 
 
+def too_large(layer: Layer) -> str | None:
+    """Why a layer has no :class:`Problem`, which would take too much memory; None if it has one."""
+    size = layer.groups * layer.columns * max(layer.columns, layer.outputs // layer.groups)
+    if size <= _MOST**2:
+        return None
+    return (
+        f"its {layer.outputs} outputs of {layer.columns} columns take more memory to fit than "
+        f"{_MOST} x {_MOST}"
+    )
+
+
 def accumulate(
     layer: Layer, inputs: Iterable[Array], targets: Iterable[Array], count: int, ridge: float
 ) -> Problem:
@@ -80,48 +98,93 @@ def accumulate(
         inputs: What it reads, batch by batch.
         targets: What it should compute, batch by batch, in the shape of its output.
         count: Number of batches.
-        ridge: Share of the mean moment that is added to the diagonal (Hoerl and Kennard, 1970).
+        ridge: Share of the mean moment that is added to the diagonal (Hoerl and Kennard, 1970); for
+            the bias, of its own. More is added where that leaves the moments singular.
+
+    Raises:
+        CalibrationError: There are no rows, or something is not finite.
     """
-    weight, bias = layer.matrix(), layer.bias()
-    columns = weight.shape[2]
-    most = max(_ROWS * columns, int(_WORK / columns**2)) // max(count, 1)
-    gram: Any = 0.0
-    cross: Any = 0.0
-    energy, rows = 0.0, 0
-    for x, y in zip(inputs, targets, strict=True):
-        a, b = _rows(layer, x, y, max(most, 32))
-        if layer.takes_bias:
-            a = np.concatenate([a, np.ones((*a.shape[:2], 1), a.dtype)], axis=2)
-        left = a.transpose(1, 2, 0)
-        gram = gram + (left @ a.transpose(1, 0, 2)).astype(np.float64)
-        cross = cross + (left @ b.transpose(1, 0, 2)).astype(np.float64)
-        energy += float(np.einsum("rgo,rgo->", b, b, dtype=np.float64, casting="same_kind"))
-        rows += len(a)
-    gram, cross, energy = gram / rows, cross / rows, energy / rows
-    start = weight.transpose(0, 2, 1)
+    start = layer.matrix().transpose(0, 2, 1)
     if layer.takes_bias:
-        start = np.concatenate([start, bias[:, None, :]], axis=1)
-    raw = gram.copy()
-    index = np.arange(columns)
-    means = gram[:, index, index].mean(axis=1, keepdims=True)
-    gram[:, index, index] += ridge * np.maximum(means, 1e-12)
-    optimum = start + np.linalg.solve(gram, cross - raw @ start)
-    lost = energy - 2 * np.sum(optimum * cross) + np.sum(optimum * (raw @ optimum))
-    residual = max(float(lost), 0.0) / max(energy, 1e-300)
+        start = np.concatenate([start, layer.bias()[:, None, :]], axis=1)
+    groups, columns, outputs = start.shape
+    most = max(_ROWS * columns, int(_WORK / (groups * columns**2))) // max(count, 1)
+    gram = np.zeros((groups, columns, columns))
+    cross = np.zeros((groups, columns, outputs))
+    energy, rows = 0.0, 0
+    with np.errstate(over="ignore", invalid="ignore"):  # seen below
+        for x, y in zip(inputs, targets, strict=True):
+            for a, b in _rows(layer, x, y, max(most, 32)):
+                left = a.transpose(1, 2, 0)
+                gram += left @ a.transpose(1, 0, 2)
+                cross += left @ b.transpose(1, 0, 2)
+                energy += float(np.einsum("rgo,rgo->", b, b, dtype=np.float64, casting="same_kind"))
+                rows += len(a)
+    if not rows:
+        raise CalibrationError(f"{layer.name!r} cannot be fitted: all samples are empty")
+    if not (np.isfinite(energy) and np.isfinite(gram).all() and np.isfinite(cross).all()):
+        raise CalibrationError(
+            f"{layer.name!r} cannot be fitted: on these samples it reads or should compute NaN, "
+            "infinity, or numbers too large to be squared"
+        )
+    gram /= rows
+    cross /= rows
+    energy /= rows
+    right = cross - gram @ start
+    added = _regularize(gram, ridge, inputs=columns - int(layer.takes_bias))
+    optimum = start + np.linalg.solve(gram, right)
+    error = gram @ optimum - added[:, :, None] * optimum - 2 * cross
+    lost = energy + float(np.sum(optimum * error))
+    residual = max(lost, 0.0) / max(energy, 1e-300)
     return Problem(layer, gram, optimum, energy, residual, rows)
 
 
-def _rows(layer: Layer, x: Array, y: Array, most: int) -> tuple[Array, Array]:
-    """Inputs and targets as rows, ``[rows, groups, columns]`` and ``[rows, groups, outputs]``."""
+def _regularize(gram: Array, ridge: float, inputs: int) -> Array:
+    """Add to the diagonal what makes moments positive definite; return it, ``[groups, columns]``.
+
+    The sum of the mean moments bounds every eigenvalue and every rounding error in them, so that an
+    end is certain.
+    """
+    index = np.arange(gram.shape[1])
+    diagonal = gram[:, index, index].copy()
+    unit = np.ones_like(diagonal)  # the moment of the bias
+    means = diagonal[:, :inputs].mean(axis=1, keepdims=True)
+    unit[:, :inputs] = np.where(means > 0, means, 1.0)
+    share = max(ridge, _LEAST)
+    while True:
+        gram[:, index, index] = diagonal + share * unit
+        try:
+            np.linalg.cholesky(gram)
+        except np.linalg.LinAlgError:
+            share *= 10
+        else:
+            return np.asarray(share * unit)
+
+
+def _rows(layer: Layer, x: Array, y: Array, most: int) -> Iterator[tuple[Array, Array]]:
+    """Inputs and targets as rows, ``[rows, groups, columns]`` and ``[rows, groups, outputs]``.
+
+    Rows of many samples come in pieces, since patches take the memory of their inputs many times.
+    """
+    if not y.size:
+        return
+    width = layer.groups * layer.columns
     if layer.patches is None:
-        a = x.reshape(-1, 1, x.shape[-1])
-        b = y.reshape(-1, 1, y.shape[-1])
-        if len(a) > most:
-            picked = spread(len(a), most)
-            a, b = a[picked], b[picked]
-        return a, b
-    channels = np.moveaxis(y, 1, -1)
-    flat = channels.reshape(math.prod(channels.shape[:-1]), layer.groups, -1)
-    if len(flat) > most:
-        flat = flat[spread(len(flat), most)]
-    return layer.patches.cut(x, most), flat
+        a, b = x.reshape(-1, 1, width), y.reshape(-1, 1, layer.outputs)
+        picked = spread(len(a), most)
+        for part in np.array_split(picked, math.ceil(len(picked) * width / _PIECE)):
+            yield _with_bias(layer, a[part]), b[part]
+        return
+    positions = math.prod(y.shape[2:])
+    wanted = min(len(x) * positions, most)
+    pieces = min(len(x), math.ceil(wanted * width / _PIECE))
+    for xs, ys in zip(np.array_split(x, pieces), np.array_split(y, pieces), strict=True):
+        rows = math.ceil(wanted * len(xs) / len(x))
+        flat = np.moveaxis(ys, 1, -1).reshape(-1, layer.groups, layer.outputs // layer.groups)
+        yield _with_bias(layer, layer.patches.cut(xs, rows)), flat[spread(len(flat), rows)]
+
+
+def _with_bias(layer: Layer, rows: Array) -> Array:
+    if not layer.takes_bias:
+        return rows
+    return np.concatenate([rows, np.ones((*rows.shape[:2], 1), rows.dtype)], axis=2)

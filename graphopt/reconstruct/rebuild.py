@@ -10,8 +10,8 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.reconstruct.layers import Layer, layers
-from graphopt.reconstruct.problem import Problem, accumulate
-from graphopt.reconstruct.walk import Walk
+from graphopt.reconstruct.problem import Problem, accumulate, too_large
+from graphopt.reconstruct.walk import Walk, reads
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
@@ -32,12 +32,14 @@ class Fit:
         residual: Mean squared error of the best weights in units of the target's energy.
         error: What the weights chosen add to that.
         rows: Rows of inputs that the problem was made of.
+        reason: Why it was due and yet left as it was, or None; then the numbers are 0.
     """
 
     name: str
     residual: float
     error: float
     rows: int
+    reason: str | None = None
 
 
 def rebuild(
@@ -58,34 +60,47 @@ def rebuild(
 
     Args:
         original: The model as it was.
-        model: A clone of it, which is changed. Its nodes are in the same order.
+        model: A clone of it, which is changed. What layers compute has the same names in both, and
+            shapes are inferred.
         batches: Inputs.
         change: Gives new weights in the form of ``Problem.optimum``, or None to leave the layer
-            alone. It is called for layers whose inputs changed, and for wanted ones.
+            alone. It is called for layers whose inputs changed, and for wanted ones; not for those
+            that take too much memory (:func:`~graphopt.reconstruct.problem.too_large`).
         wanted: Whether a layer is to be changed even where its inputs are the original's.
         ridge: See :func:`~graphopt.reconstruct.problem.accumulate`.
         threads: Threads within an operator.
 
     Returns:
-        One entry per layer that was changed.
+        One entry per layer that was changed, or could not be.
 
     Raises:
+        CalibrationError: There are no samples, or a layer reads or computes NaN or infinity.
         SessionError: ONNX Runtime does not run a part of the model.
+        ValueError: The original does not compute what a layer of the model does.
     """
     before, after = Walk(original, batches, threads=threads), Walk(model, batches, threads=threads)
     place = {node: i for i, node in enumerate(model.graph)}
+    ends = {v.name: i for i, node in enumerate(original.graph, 1) for v in node.outputs}
     rw = Rewriter(model)
-    steps = [_Step(each, *_sum_of(each), place) for each in layers(model)]
+    found = {each: too_large(each) for each in layers(model)}
+    fitted = {each.node for each, reason in found.items() if reason is None}
+    steps = [_step(each, reason, place, fitted) for each, reason in found.items()]
     dirty = _Dirt(model)
-    due = list(steps)
+    due = [step for step in steps if step.reason is None]
     fits: list[Fit] = []
     for step in steps:
         pinned = {name for s in due for name in s.targets}
-        due.pop(0)
+        if step.reason is None:
+            due.pop(0)
         if not dirty.reads(step.at) and not wanted(step.layer):
             continue
+        if step.reason is not None:
+            fits.append(Fit(step.layer.name, 0.0, 0.0, 0, step.reason))
+            continue
+        if any(name not in ends for name in step.targets):
+            raise ValueError(f"the original does not compute {step.layer.name!r}")
         after.to(step.at)
-        before.to(max(step.end, before.position), keep=pinned)
+        before.to(max(before.position, *(ends[name] for name in step.targets)), keep=pinned)
         problem = _problem(step, before, after, ridge)
         new = change(problem)
         if new is None:
@@ -101,32 +116,44 @@ def rebuild(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Step:
-    """A layer, the sum that its result goes into, and what is added to it there."""
+    """A layer, the sum that its result goes into, and what is added to it there.
+
+    `waits` tells whether what is added is computed by a layer whose turn comes later.
+    """
 
     layer: Layer
-    sum: ir.Node | None
+    at: int
+    target: str
     other: ir.Value | None
-    place: dict[ir.Node, int]
-
-    @property
-    def at(self) -> int:
-        return self.place[self.layer.node]
-
-    @property
-    def target(self) -> str:
-        value = self.layer.output if self.sum is None else self.sum.outputs[0]
-        return value.name or ""
+    waits: bool
+    reason: str | None
 
     @property
     def targets(self) -> list[str]:
         """What the original has to hold for it."""
-        return [self.target] if self.other is None else [self.target, self.other.name or ""]
+        return [self.target, self.other.name or ""] if self.other and self.waits else [self.target]
 
-    @property
-    def end(self) -> int:
-        """Position behind the target."""
-        node = self.sum or self.layer.adds or self.layer.node
-        return self.place[node] + 1
+
+def _step(
+    layer: Layer, reason: str | None, place: dict[ir.Node, int], fitted: set[ir.Node]
+) -> _Step:
+    at = place[layer.node]
+    total, other = _sum_of(layer)
+    target = layer.output if total is None else total.outputs[0]
+    waits = other is not None and not fitted.isdisjoint(_makers(other, place, at))
+    return _Step(layer, at, target.name or "", other, waits, reason)
+
+
+def _makers(value: ir.Value, place: dict[ir.Node, int], at: int) -> set[ir.Node]:
+    """The nodes from a position on that compute a value."""
+    found: set[ir.Node] = set()
+    pending = [value]
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in found and place.get(node, -1) >= at:
+            found.add(node)
+            pending += reads(node)
+    return found
 
 
 def _sum_of(layer: Layer) -> tuple[ir.Node | None, ir.Value | None]:
@@ -140,7 +167,8 @@ def _sum_of(layer: Layer) -> tuple[ir.Node | None, ir.Value | None]:
     other = node.inputs[1 - index]
     if other is None or other is layer.output or ir.const(other) is not None:
         return None, None
-    if ir.dims(other) is None or ir.dims(other) != ir.dims(layer.output):
+    sizes = ir.dims(other)
+    if sizes is None or None in sizes or sizes != ir.dims(layer.output):
         return None, None
     return node, other
 
@@ -149,12 +177,14 @@ def _problem(step: _Step, before: Walk, after: Walk, ridge: float) -> Problem:
     layer = step.layer
     inputs = after.values(layer.input.name or "")
     targets = before.values(step.target)
-    other = None if step.other is None else step.other.name or ""
-    if other is not None:
-        if after.holds(other):
-            beside = after.values(other)
-        else:  # computed by a layer whose turn comes later; it makes up for this one then
-            beside = before.values(other)
+    if step.other is not None:
+        name = step.other.name or ""
+        if after.holds(name):
+            beside = after.values(name)
+        elif step.waits:  # that layer makes up for this one then
+            beside = before.values(name)
+        else:
+            beside = after.ahead(step.other)
         targets = [t - s for t, s in zip(targets, beside, strict=True)]
     return accumulate(layer, inputs, targets, len(inputs), ridge)
 
@@ -180,6 +210,4 @@ class _Dirt:
         return self._reads(self._nodes[position])
 
     def _reads(self, node: ir.Node) -> bool:
-        if any(v in self._values for v in node.inputs):
-            return True
-        return any(self._reads(inner) for g in ir.subgraphs(node) for inner in g)
+        return any(v in self._values for v in reads(node))

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from graphopt import ir
-from graphopt.runtime import Feeds, open_session
+from graphopt.errors import CalibrationError
+from graphopt.runtime import Feeds, Session, open_session
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "reads"]
 
 Array = np.ndarray[Any, Any]
 
@@ -33,6 +34,9 @@ class Walk:
             model: The model. Weights of nodes that have not run yet may change on the way.
             batches: Its inputs.
             threads: Threads within an operator.
+
+        Raises:
+            CalibrationError: There are no batches, or one lacks an input.
         """
         self.model = model
         self.position = 0
@@ -40,15 +44,13 @@ class Walk:
         self._nodes = list(model.graph)
         self._last: dict[str, int] = {}
         for i, node in enumerate(self._nodes):
-            for value in _reads(node):
+            for value in reads(node):
                 self._last[value.name or ""] = i
-        self._held: dict[str, list[Any]] = {}
-        count = 0
-        for count, feeds in enumerate(batches, 1):
-            for name, array in feeds.items():
-                self._held.setdefault(name, []).append(array)
-        self.batches = count
-        self._values = {v.name or "": v for v in model.graph.inputs}
+        given = [dict(feeds) for feeds in batches]
+        needed = {v.name or "" for v in ir.inputs(model)} & self._last.keys()
+        self._held: dict[str, list[Any]] = _columns(given, needed)
+        self.batches = len(given)
+        self._values = {v.name or "": v for v in model.graph.inputs if v.name in self._held}
 
     def holds(self, name: str) -> bool:
         """Whether a value is held."""
@@ -56,7 +58,7 @@ class Walk:
 
     def values(self, name: str) -> list[Array]:
         """A value that is held, batch by batch."""
-        return self._held[name]
+        return list(self._held[name])
 
     def to(self, position: int, keep: Collection[str] = ()) -> None:
         """Run the nodes before a position.
@@ -73,32 +75,63 @@ class Walk:
                 del self._held[name]
                 self._values.pop(name, None)
 
+    def ahead(self, value: ir.Value) -> list[Array]:
+        """A value that later nodes compute, batch by batch, with the weights they have now."""
+        given = self._given(self._nodes[self.position :], [value])
+        name = value.name or ""
+        with self._open(given, [value]) as session:
+            return [
+                session.run({v.name or "": self._held[v.name or ""][i] for v in given})[name]
+                for i in range(self.batches)
+            ]
+
+    def _given(self, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> list[ir.Value]:
+        """What is held of the values that nodes read to compute others."""
+        needed = _needed(nodes, wanted)
+        return [v for name, v in self._values.items() if name in needed]
+
+    def _open(self, given: Sequence[ir.Value], wanted: Sequence[ir.Value]) -> Session:
+        part = ir.segment(self.model, given, wanted)
+        return open_session(part, optimize=True, threads=self._threads)
+
     def _run(self, position: int, keep: Collection[str]) -> None:
         nodes = self._nodes[self.position : position]
         made = [v for node in nodes for v in node.outputs if v.name]
         wanted = [v for v in made if self._last.get(v.name or "", -1) >= position or v.name in keep]
         if not wanted:
             return
-        needed = _needed(nodes, wanted)
-        given = [v for name, v in self._values.items() if name in needed]
-        part = ir.segment(self.model, given, wanted)
+        given = self._given(nodes, wanted)
         names = [v.name or "" for v in wanted]
-        with open_session(part, optimize=True, threads=self._threads) as session:
+        read = [v.name or "" for v in given]
+        gone = [n for n in read if n not in keep and self._last.get(n, -1) < position]
+        with self._open(given, wanted) as session:
             for i in range(self.batches):
-                feeds = {v.name or "": self._held[v.name or ""][i] for v in given}
-                found = session.run(feeds)
+                found = session.run({name: self._held[name][i] for name in read})
                 for name in names:
                     self._held.setdefault(name, []).append(found[name])
+                for name in gone:  # not before all batches have run: it is as large as the result
+                    self._held[name][i] = None
         self._values |= zip(names, wanted, strict=True)
 
 
-def _reads(node: ir.Node) -> Iterable[ir.Value]:
+def reads(node: ir.Node) -> Iterable[ir.Value]:
     """Values that a node reads, those that its subgraphs read included."""
     yield from (v for v in node.inputs if v is not None)
     for graph in ir.subgraphs(node):
-        yield from graph.outputs
         for inner in graph:
-            yield from _reads(inner)
+            yield from reads(inner)
+
+
+def _columns(batches: Sequence[Feeds], needed: Collection[str]) -> dict[str, list[Any]]:
+    """What batches hold, by name of the input."""
+    if not batches:
+        raise CalibrationError("there are no samples to run the model on")
+    names = set(needed).union(*batches)
+    for feeds in batches:
+        lacking = sorted(names.difference(feeds))
+        if lacking:
+            raise CalibrationError(f"a batch of samples lacks the input {lacking[0]!r}")
+    return {name: [feeds[name] for feeds in batches] for name in sorted(names)}
 
 
 def _needed(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> set[str]:
@@ -106,5 +139,5 @@ def _needed(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> set[str]:
     needed = {v.name or "" for v in wanted}
     for node in reversed(nodes):
         if any(v.name in needed for v in node.outputs):
-            needed.update(v.name or "" for v in _reads(node))
+            needed.update(v.name or "" for v in reads(node))
     return needed
