@@ -34,7 +34,7 @@ from graphopt.passes.layout import (
 )
 from graphopt.passes.legalize import ConvertOpset, FixShapes, LowerOps
 from graphopt.passes.precision import ConvertFp16
-from graphopt.passes.pruning import PruneLayers
+from graphopt.passes.pruning import PruneChannels, PruneHeads, PruneLayers
 from graphopt.passes.quantize import (
     ChannelsLast,
     DropQdq,
@@ -92,6 +92,8 @@ PASSES = (
     LowerQdq,
     ChannelsLast,
     PadChannels,
+    PruneChannels,
+    PruneHeads,
     PruneLayers,
     Sparsify,
     CodeSparse,

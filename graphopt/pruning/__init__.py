@@ -3,13 +3,18 @@
 from graphopt.pruning.criteria import CRITERIA, Criterion, Scores, normalized
 from graphopt.pruning.layer_search import Removal, removals
 from graphopt.pruning.layers_out import Block, bypass, find_blocks, matches, take_out
+from graphopt.pruning.options import Goal, Options, Outcome
+from graphopt.pruning.pruner import prune
 from graphopt.pruning.sizes import Measure, Sizes
 
 __all__ = [
     "CRITERIA",
     "Block",
     "Criterion",
+    "Goal",
     "Measure",
+    "Options",
+    "Outcome",
     "Removal",
     "Scores",
     "Sizes",
@@ -17,6 +22,7 @@ __all__ = [
     "find_blocks",
     "matches",
     "normalized",
+    "prune",
     "removals",
     "take_out",
 ]

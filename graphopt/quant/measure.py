@@ -8,45 +8,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from graphopt import ir
-from graphopt.measure import Quality, Trial, race
+from graphopt.measure import Budget, Quality, Trial, race
 from graphopt.runtime import Feeds
 from graphopt.targets import Target
 
-__all__ = ["Budget", "Candidate", "best", "judge", "raced", "summary"]
+__all__ = ["Candidate", "best", "judge", "raced", "summary"]
 
 # A form has to be this much faster than the original to be worth it: below that it is noise.
 _GAIN = 0.98
-# Ratio of signal to noise in dB below which a form is none, where there is no budget: a mean cosine
-# of about 0.95.
-_LEAST = 10.0
 # What of the speed may be given up for accuracy where there is no budget.
 _SLACK = 1.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What a quantized model has to keep of the original; by default 10 dB.
-
-    Attributes:
-        sqnr_db: Least ratio of signal to noise at the outputs.
-        drop: Largest share of predictions that may change, in percent.
-    """
-
-    sqnr_db: float | None = None
-    drop: float | None = None
-
-    def obstacle(self, quality: Quality) -> str | None:
-        """Why a quality is not within the budget, or None if it is."""
-        least = _LEAST if self == Budget() else self.sqnr_db
-        if least is not None and not quality.sqnr_db >= least:  # NaN neither
-            return f"SQNR {quality.sqnr_db:.1f} dB is below {least:g} dB"
-        if self.drop is not None:
-            if quality.agreement is None:
-                return "no output is [rows, classes], so that changed predictions cannot be counted"
-            changed = 100 * (1 - quality.agreement)
-            if changed > self.drop:
-                return f"{changed:.2f} % of the predictions change, more than {self.drop:g} %"
-        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,14 @@ from graphopt import ir
 from graphopt.calibration import Samples, collect
 from graphopt.calibration.observers import Finite
 from graphopt.errors import NotApplicable, SessionError
-from graphopt.measure import LatencyTable, Quality, Trial, machine_name, runs_here, settings
+from graphopt.measure import Budget, LatencyTable, Quality, Trial, machine_name, runs_here, settings
 from graphopt.quant.choose import Division, cheapest
 from graphopt.quant.costs import Costs, estimated_costs, measure_costs
 from graphopt.quant.debug import trace
 from graphopt.quant.dynamic_form import DynamicForm
 from graphopt.quant.equalize import equalize
 from graphopt.quant.explain import explain
-from graphopt.quant.measure import Budget, Candidate, best, judge, raced, summary
+from graphopt.quant.measure import Candidate, best, judge, raced, summary
 from graphopt.quant.static import StaticForm, affordable_rows, observe, search, settle
 from graphopt.quant.units import Units, matches, outputs
 from graphopt.runtime import Feeds

@@ -2,6 +2,7 @@
 
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs import Reader, eliminate
+from graphopt.reconstruct.observe import observe
 from graphopt.reconstruct.problem import Problem, accumulate
 from graphopt.reconstruct.rebuild import RIDGE, Fit, rebuild
 from graphopt.reconstruct.walk import Walk
@@ -16,5 +17,6 @@ __all__ = [
     "accumulate",
     "eliminate",
     "layers",
+    "observe",
     "rebuild",
 ]

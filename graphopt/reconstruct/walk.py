@@ -32,7 +32,7 @@ class Walk:
 
         Args:
             model: The model. Weights of nodes that have not run yet may change on the way.
-            batches: Its inputs.
+            batches: Its inputs. Those without an element are left out: few models run on them.
             threads: Threads within an operator.
 
         Raises:
@@ -46,7 +46,7 @@ class Walk:
         for i, node in enumerate(self._nodes):
             for value in reads(node):
                 self._last[value.name or ""] = i
-        given = [dict(feeds) for feeds in batches]
+        given = [dict(feeds) for feeds in batches if not _empty(feeds)]
         needed = {v.name or "" for v in ir.inputs(model)} & self._last.keys()
         self._held: dict[str, list[Any]] = _columns(given, needed)
         self.batches = len(given)
@@ -120,6 +120,10 @@ def reads(node: ir.Node) -> Iterable[ir.Value]:
     for graph in ir.subgraphs(node):
         for inner in graph:
             yield from reads(inner)
+
+
+def _empty(feeds: Feeds) -> bool:
+    return bool(feeds) and all(getattr(array, "size", 1) == 0 for array in feeds.values())
 
 
 def _columns(batches: Sequence[Feeds], needed: Collection[str]) -> dict[str, list[Any]]:

@@ -256,6 +256,7 @@ def _lend(
             or tensor.nbytes < _INLINE_BYTES
             or tensor.dtype == ir.DataType.STRING
             or value.is_graph_input()
+            or not ir.use_count(value)  # ONNX Runtime drops it before it looks for its content
             or model.graph.initializers.get(value.name or "") is not value
         ):
             return False

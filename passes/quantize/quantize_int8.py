@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from graphopt import Context, Exactness, NotApplicable, Pass, UnsupportedFeature, ir
 from graphopt.calibration import METHODS, fitting
+from graphopt.measure import Budget
 from graphopt.passes.cleanup import DeduplicateInitializers
 from graphopt.passes.legalize import LowerOps
 from graphopt.passes.quantize.channels_last import ChannelsLast
 from graphopt.passes.quantize.lower_qdq import LowerQdq
 from graphopt.passes.quantize.pad_channels import PadChannels
-from graphopt.quant import Budget, Options, quantize
+from graphopt.quant import Options, quantize
 from graphopt.targets import Scheme
 
 __all__ = ["QuantizeInt8"]

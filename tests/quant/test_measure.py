@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from graphopt import ir
-from graphopt.measure import Quality, Trial
+from graphopt.measure import Budget, Quality, Trial
 from graphopt.quant.measure import (
     _SLACK,
-    Budget,
     Candidate,
     best,
     judge,

@@ -14,10 +14,10 @@ import pytest
 from graphopt import ir
 from graphopt.calibration import from_batches
 from graphopt.errors import CalibrationError, NotApplicable
-from graphopt.measure import Trial
+from graphopt.measure import Budget, Trial
 from graphopt.quant import quantizer as module
 from graphopt.quant.costs import Costs
-from graphopt.quant.measure import Budget, Candidate
+from graphopt.quant.measure import Candidate
 from graphopt.quant.quantizer import Options, Outcome, quantize
 from graphopt.targets import get
 

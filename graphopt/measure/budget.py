@@ -1,0 +1,39 @@
+"""How much of the original's quality a changed model has to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from graphopt.measure.trial import Quality
+
+__all__ = ["Budget"]
+
+# Ratio of signal to noise in dB below which a form is none, where there is no budget: a mean cosine
+# of about 0.95.
+_LEAST = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a changed model has to keep of the original; by default 10 dB.
+
+    Attributes:
+        sqnr_db: Least ratio of signal to noise at the outputs.
+        drop: Largest share of predictions that may change, in percent.
+    """
+
+    sqnr_db: float | None = None
+    drop: float | None = None
+
+    def obstacle(self, quality: Quality) -> str | None:
+        """Why a quality is not within the budget, or None if it is."""
+        least = _LEAST if self == Budget() else self.sqnr_db
+        if least is not None and not quality.sqnr_db >= least:  # NaN neither
+            return f"SQNR {quality.sqnr_db:.1f} dB is below {least:g} dB"
+        if self.drop is not None:
+            if quality.agreement is None:
+                return "no output is [rows, classes], so that changed predictions cannot be counted"
+            changed = 100 * (1 - quality.agreement)
+            if changed > self.drop:
+                return f"{changed:.2f} % of the predictions change, more than {self.drop:g} %"
+        return None

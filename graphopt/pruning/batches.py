@@ -1,0 +1,48 @@
+"""Which samples layers are fitted on, and which the result is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from graphopt.calibration import Samples
+from graphopt.runtime import Feeds
+
+__all__ = ["first", "split"]
+
+_ASIDE = 0.125
+
+
+def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]:
+    """Batches to fit on, and those kept aside to judge the result."""
+    if data is None:
+        return [], []
+    batches: list[Feeds] = []
+    count = 0
+    for feeds in data:
+        if count >= samples:
+            break
+        batches.append(feeds)
+        count += _rows(feeds)
+    aside: list[Feeds] = []
+    kept = 0
+    while len(batches) > 1 and kept + _rows(batches[-1]) <= max(count * _ASIDE, 1):
+        kept += _rows(batches[-1])
+        aside.insert(0, batches.pop())
+    return batches, aside
+
+
+def first(batches: Sequence[Feeds], samples: int) -> list[Feeds]:
+    found: list[Feeds] = []
+    count = 0
+    for feeds in batches:
+        if count >= samples:
+            break
+        found.append(feeds)
+        count += _rows(feeds)
+    return found
+
+
+def _rows(feeds: Feeds) -> int:
+    return max((len(v) for v in feeds.values() if isinstance(v, np.ndarray) and v.ndim), default=1)

@@ -1,0 +1,83 @@
+"""What pruning is asked for, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from graphopt import ir
+from graphopt.measure import Budget
+from graphopt.pruning.criteria import Criterion
+
+__all__ = ["Goal", "Options", "Outcome", "What"]
+
+What = Literal["macs", "params", "bytes", "latency", "channels"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What may be left, as a share of the original's.
+
+    Attributes:
+        what: Of what: multiply-accumulates, parameters, bytes of weights, latency on the target, or
+            channels of each group.
+        left: The share, in (0, 1).
+    """
+
+    what: What
+    left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to prune.
+
+    Attributes:
+        goal: What may be left.
+        kind: Which groups.
+        criterion: What tells which channels of a group go first; ``obs`` asks the layers that read
+            them, and needs samples.
+        ranking: How losses are spread over groups: by measured noise, by scores of all groups
+            together, or the same share of each.
+        least: Least share of a group that stays.
+        multiple: What numbers of channels are multiples of; None chooses.
+        skip: Patterns of names of tensors whose channels stay.
+        whole: Let layers beside shortcuts go whole.
+        recover: Fit the layers that stay.
+        budget: What the result has to keep.
+        samples: How many to use, at most.
+        threads: Threads of an operator when latency is measured.
+        dry: Only list what could be pruned, and what it would do.
+    """
+
+    goal: Goal
+    kind: Literal["channels", "heads"] = "channels"
+    criterion: Literal["obs"] | Criterion = "obs"
+    ranking: Literal["measured", "global", "local"] = "measured"
+    least: float = 0.1
+    multiple: int | None = None
+    skip: Sequence[str] = ()
+    whole: bool = True
+    recover: bool = True
+    budget: Budget = dataclasses.field(default_factory=Budget)
+    samples: int = 512
+    threads: int = 1
+    dry: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        model: The pruned model, or None.
+        reason: What it gains, or why there is none.
+        details: Groups, sizes, quality and latency as plain data.
+        missed: Whether there is none because a goal cannot be met.
+    """
+
+    model: ir.Model | None
+    reason: str
+    details: dict[str, Any]
+    missed: bool = False

@@ -1,0 +1,435 @@
+"""Pruning as a whole: which groups lose how many channels, and what becomes of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt import ir
+from graphopt.analyses import Channels
+from graphopt.calibration import Samples
+from graphopt.errors import NotApplicable
+from graphopt.measure import (
+    Budget,
+    LatencyTable,
+    Quality,
+    Trial,
+    machine_name,
+    race,
+    runs_here,
+    settings,
+)
+from graphopt.pruning.allocate import allocate, uniform
+from graphopt.pruning.batches import first, split
+from graphopt.pruning.criteria import Criterion, Scores, normalized
+from graphopt.pruning.layers_out import find_blocks
+from graphopt.pruning.noise import measure_noise, order_by_score, order_channels
+from graphopt.pruning.options import Options, Outcome
+from graphopt.pruning.recover import dead_of, recovered
+from graphopt.pruning.sizes import Sizes
+from graphopt.pruning.timing import measure_savings, shortened
+from graphopt.pruning.units import Unit, find_units
+from graphopt.reconstruct import Problem, layers, observe
+from graphopt.targets import Target
+
+__all__ = ["prune"]
+
+Array = np.ndarray[Any, Any]
+# Samples that noise is measured on.
+_TRIED = 128
+# What a channel saves counts by the time it takes, and by what was asked for.
+_TIME = 0.5
+# A measured latency within this of the goal is the goal.
+_CLOSE = 0.02
+_ROUNDS = 6
+# Outputs whose ratio of signal to noise in dB is below have nothing to do with the original's. A
+# user who asks for half the work and no accuracy gets what there is above.
+_LEAST = 0.0
+
+
+def prune(
+    model: ir.Model,
+    target: Target,
+    data: Samples | None,
+    options: Options,
+    *,
+    cache: Path | None = None,
+) -> Outcome:
+    """Remove channels of a model until the goal is met, and let the layers that stay make up.
+
+    Args:
+        model: The model, lossless optimization done. It is not changed.
+        target: What to measure latency on.
+        data: Samples, or None: the criteria of weights need none.
+        options: How.
+        cache: Folder of measured times.
+
+    Raises:
+        NotApplicable: Something that is needed is missing, or there is nothing to prune.
+        CalibrationError: The samples do not fit the model.
+    """
+    return _Pruner(model, target, data, options, cache).run()
+
+
+class _Pruner:
+    def __init__(
+        self,
+        model: ir.Model,
+        target: Target,
+        data: Samples | None,
+        options: Options,
+        cache: Path | None,
+    ) -> None:
+        self.model, self.target, self.options = model, target, options
+        self.cache = cache
+        self.channels = Channels(model)
+        self.sizes = Sizes(model, self.channels)
+        blocks = [b for b in find_blocks(model) if b.reason is None] if options.whole else []
+        self.units, self.reasons = find_units(
+            self.channels,
+            list(layers(model)),
+            blocks,
+            kind=options.kind,
+            least=options.least,
+            multiple=options.multiple,
+            skip=options.skip,
+        )
+        self.fit, self.aside = split(data, options.samples)
+        self.details: dict[str, Any] = {}
+        self._group = {id(g): i for i, g in enumerate(self.channels.groups)}
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        self._check()
+        scores = Scores(self.channels, data=self._samples())
+        problems = self._observe()
+        if self.options.criterion == "obs":
+            order_channels(self.units, problems, scores)
+        else:
+            order_by_score(self.units, scores, self.options.criterion)
+        if self.fit:
+            with self._timed("noise"):
+                trial = Trial(self.model, first(self.fit, _TRIED))
+                measure_noise(self.channels, self.units, problems, trial)
+        self._time()
+        left = self._choose(scores)
+        self._list(left)
+        if self.options.dry:
+            return Outcome(None, "a dry run only lists what could be pruned", self.details)
+        return self._finish(left)
+
+    def _check(self) -> None:
+        options = self.options
+        if not self.units:
+            why = next(iter(self.reasons.values()), "no operator makes any")
+            hint = "; freeze-inputs turns weights that are inputs into constants"
+            raise NotApplicable(
+                f"there are no {options.kind} to prune: {why}"
+                + (hint if any(v.is_initializer() for v in self.model.graph.inputs) else "")
+            )
+        if not self.fit:
+            needs = [
+                name
+                for name, asked in (
+                    ("criterion=obs", options.criterion == "obs"),
+                    ("ranking=measured", options.ranking == "measured"),
+                    ("recover", options.recover),
+                )
+                if asked
+            ]
+            if needs:
+                raise NotApplicable(f"{' and '.join(needs)} need calibration data (--data)")
+        if options.goal.what == "latency":
+            reason = runs_here(self.target)
+            if reason is not None:
+                raise NotApplicable(f"latency cannot be measured: {reason}")
+
+    def _samples(self) -> Samples | None:
+        from graphopt.calibration import from_batches
+
+        return from_batches(self.fit, self.model) if self.fit else None
+
+    def _observe(self) -> dict[str, Problem]:
+        if not self.fit or not (self.options.recover or self.options.criterion == "obs"):
+            return {}
+        with self._timed("observe"):
+            names = {read.layer for unit in self.units for read in unit.reads}
+            return observe(self.model, self.fit, names)
+
+    def _time(self) -> None:
+        """Measure what units save, where the target is here and there is something to run."""
+        if runs_here(self.target) is not None or not self.fit:
+            return
+        if self.options.ranking != "measured":
+            return
+        table = LatencyTable(None, "")
+        if self.cache is not None:
+            name = machine_name(self.target, self.options.threads)
+            table = LatencyTable(self.cache / "latency.json", name)
+        with self._timed("latency"):
+            measure_savings(
+                self.channels,
+                self.units,
+                settings(self.fit[0], self.model)[0],
+                target=self.target,
+                threads=self.options.threads,
+                table=table,
+            )
+        table.save()
+
+    # How many channels are left of each unit.
+
+    def _choose(self, scores: Scores) -> list[int]:
+        goal, ranking = self.options.goal, self.options.ranking
+        if goal.what == "latency":
+            return self._by_latency()
+        left = self._left
+        if ranking == "local":
+            return uniform(self.units, left, goal.left)
+        if ranking == "global":
+            return self._by_score(scores, left, goal.left)
+        prices = [self._prices(i) for i in range(len(self.units))]
+        return allocate(self.units, prices, left, goal.left)
+
+    def _left(self, left: Sequence[int]) -> float:
+        """The share of what the goal is about that is left."""
+        what = self.options.goal.what
+        if what == "latency":
+            saved = [u.saved[n] for u, n in zip(self.units, left, strict=True)]
+            return max(0.0, 1.0 - math.fsum(saved))
+        if what == "channels":
+            return sum(left) / sum(u.size for u in self.units)
+        return self._size(left) / self._size([u.size for u in self.units])
+
+    def _size(self, left: Sequence[int], what: str | None = None) -> float:
+        alive = self.sizes.full.copy()
+        for unit, n in zip(self.units, left, strict=True):
+            alive[self._group[id(unit.group)]] = n
+        name = what or self.options.goal.what
+        return self.sizes.at("parameters" if name == "params" else name, alive)  # type: ignore[arg-type]
+
+    def _prices(self, index: int) -> Array:
+        """What each level of a unit saves: of what was asked for, and of the time."""
+        unit = self.units[index]
+        full = [u.size for u in self.units]
+        whole = self._size(full)
+        asked = []
+        for n in unit.levels:
+            one = [*full[:index], n, *full[index + 1 :]]
+            asked.append(1.0 - self._size(one) / whole)
+        if not unit.saved:
+            return np.array(asked)
+        saved = np.array([unit.saved[n] for n in unit.levels])
+        return (1 - _TIME) * np.array(asked) + _TIME * saved
+
+    def _by_score(
+        self, scores: Scores, left: Callable[[Sequence[int]], float], goal: float
+    ) -> list[int]:
+        """Remove the channels of the lowest scores of all groups."""
+        criterion = self.options.criterion
+        name: Criterion = "l2" if criterion == "obs" else criterion
+        ranked = [np.sort(normalized(scores.of(u.group, name))) for u in self.units]
+        found = [u.size for u in self.units]
+        for threshold in np.sort(np.concatenate(ranked)):
+            if left(found) <= goal:
+                break
+            found = [
+                next(
+                    (n for n in reversed(u.levels) if n and n >= int((r > threshold).sum())), u.size
+                )
+                for u, r in zip(self.units, ranked, strict=True)
+            ]
+        return found
+
+    def _by_latency(self) -> list[int]:
+        """Correct what units are expected to save together until what is measured is the goal."""
+        goal = self.options.goal.left
+        prices = [np.array([u.saved[n] for n in u.levels]) for u in self.units]
+        feeds = settings(self.fit[0], self.model)[:1]
+        wanted = goal
+        seen: dict[tuple[int, ...], float] = {}
+        for _ in range(_ROUNDS):
+            left = allocate(self.units, prices, self._left, wanted)
+            key = tuple(left)
+            if key not in seen:
+                form = shortened(self.model, self.channels, self.units, left)
+                ((ratio,),) = race(
+                    self.model, [form], feeds, target=self.target, threads=self.options.threads
+                )
+                seen[key] = ratio
+            ratio = seen[key]
+            if abs(ratio / goal - 1) <= _CLOSE:
+                return left
+            wanted *= goal / ratio
+        met = [key for key, ratio in seen.items() if ratio <= goal]
+        chosen = max(met, key=seen.__getitem__) if met else min(seen, key=seen.__getitem__)
+        return list(chosen)
+
+    # What becomes of the model.
+
+    def _finish(self, left: list[int]) -> Outcome:
+        if all(n == u.size for u, n in zip(self.units, left, strict=True)):
+            return Outcome(None, "no group can lose channels for this goal", self.details)
+        whole = self.model
+        if self.options.recover:
+            with self._timed("recover"):
+                whole, fits = recovered(self.channels, self.units, left, self.fit)
+            self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
+        dead = dead_of(self.channels, self.units, left)
+        pruned = _cut_out(whole, self.channels, self.units, left, dead, self.options.recover)
+        if self.fit:
+            self._compare(whole, pruned, left)
+        quality = self._quality(pruned)
+        ratios = self._race(pruned)
+        self._summarize(left, quality, ratios)
+        return self._judge(pruned, left, quality, ratios)
+
+    def _compare(self, whole: ir.Model, pruned: ir.Model, left: Sequence[int]) -> None:
+        """Check that cutting changed nothing but the size.
+
+        Raises:
+            NotApplicable: It did.
+        """
+        if not self.options.recover or any(u.others for u in self.units):
+            return
+        off = Trial(whole, self.fit[:1]).noise(pruned)
+        if not off <= 1e-6:
+            raise NotApplicable(
+                f"cutting channels out changed the outputs by {off:.1e} of their energy, which it "
+                "must not; please report this model"
+            )
+
+    def _quality(self, pruned: ir.Model) -> Quality | None:
+        judged = self.aside or self.fit
+        return Trial(self.model, judged).quality(pruned) if judged else None
+
+    def _race(self, pruned: ir.Model) -> list[float]:
+        if runs_here(self.target) is not None or not self.fit:
+            return []
+        inputs = settings(self.fit[0], self.model)
+        (ratios,) = race(
+            self.model, [pruned], inputs, target=self.target, threads=self.options.threads
+        )
+        return ratios
+
+    def _judge(
+        self, pruned: ir.Model, left: Sequence[int], quality: Quality | None, ratios: list[float]
+    ) -> Outcome:
+        goal, budget = self.options.goal, self.options.budget
+        if quality is not None:
+            asked = budget != Budget()
+            obstacle = (budget if asked else Budget(sqnr_db=_LEAST)).obstacle(quality)
+            if obstacle is not None:
+                return Outcome(None, f"pruned like this, {obstacle}", self.details, missed=asked)
+        if ratios and ratios[0] > 1.0:
+            reason = f"the pruned model would be slower: {1 / ratios[0]:.2f}x"
+            return Outcome(None, reason, self.details)
+        share = ratios[0] if goal.what == "latency" and ratios else self._left(left)
+        close = 1.05 if goal.what == "latency" else 1.0 + 1e-9
+        if share > goal.left * close:
+            reason = (
+                f"{goal.what} cannot be brought to {goal.left:g} of the original's, "
+                f"{share:.3f} is the least"
+            )
+            return Outcome(None, reason, self.details, missed=True)
+        words = [f"{share:.3f} of the {_WORDS[goal.what]} are left"]
+        if goal.what == "latency":
+            words = [f"{share:.3f} of the latency is left"]
+        elif ratios:
+            words.append(f"{1 / ratios[0]:.2f}x as fast")
+        if quality is not None:
+            words.append(str(quality))
+        return Outcome(pruned, "; ".join(words), self.details)
+
+    # What is reported.
+
+    def _list(self, left: Sequence[int]) -> None:
+        rows = []
+        for unit, n in zip(self.units, left, strict=True):
+            rows.append(
+                {
+                    "name": unit.group.name,
+                    "kind": unit.group.kind,
+                    "channels": unit.size,
+                    "left": n,
+                    "whole": unit.block is not None,
+                    "noise": {str(k): v for k, v in unit.noise.items()},
+                    "saved": {str(k): v for k, v in unit.saved.items()},
+                }
+            )
+        self.details["groups"] = rows
+        self.details["frozen"] = [
+            {"name": name, "reason": reason} for name, reason in self.reasons.items()
+        ]
+
+    def _summarize(
+        self, left: Sequence[int], quality: Quality | None, ratios: Sequence[float]
+    ) -> None:
+        full = [u.size for u in self.units]
+        self.details["left"] = {
+            name: self._size(left, name) / max(self._size(full, name), 1e-300)
+            for name in ("macs", "params", "bytes")
+        }
+        if ratios:
+            self.details["speedup"] = [1 / r for r in ratios]
+        if quality is not None:
+            self.details["quality"] = dataclasses.asdict(quality)
+            if math.isinf(quality.sqnr_db):
+                self.details["quality"]["sqnr_db"] = None
+        self.details["seconds"] = self._seconds
+
+    def _timed(self, name: str) -> _Clock:
+        return _Clock(self._seconds, name)
+
+
+_WORDS = {
+    "macs": "multiply-accumulates",
+    "params": "parameters",
+    "bytes": "bytes",
+    "channels": "channels",
+}
+
+
+class _Clock:
+    """Adds the seconds inside of a with statement to an entry."""
+
+    def __init__(self, entries: dict[str, float], name: str) -> None:
+        self._entries, self._name = entries, name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = time.perf_counter() - self._began
+        self._entries[self._name] = self._entries.get(self._name, 0.0) + spent
+
+
+def _cut_out(
+    whole: ir.Model,
+    channels: Channels,
+    units: Sequence[Unit],
+    left: Sequence[int],
+    dead: Array,
+    bypassed: bool,
+) -> ir.Model:
+    from graphopt.pruning.cut import cut
+    from graphopt.pruning.layers_out import take_out
+    from graphopt.rewrite import Rewriter
+
+    if not bypassed:
+        return shortened(whole, channels, units, left)
+    pruned = ir.clone(whole)
+    rw = Rewriter(pruned)
+    cut(rw, channels, dead)
+    gone = [u.block.name for u, n in zip(units, left, strict=True) if not n and u.block is not None]
+    if gone:
+        take_out(rw, gone)
+    rw.remove_initializers()
+    ir.infer_shapes(pruned)
+    return pruned

@@ -1,0 +1,53 @@
+"""The problems of layers in the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from graphopt import ir
+from graphopt.reconstruct.layers import layers
+from graphopt.reconstruct.problem import Problem, accumulate
+from graphopt.reconstruct.rebuild import RIDGE
+from graphopt.reconstruct.walk import Walk
+from graphopt.runtime import Feeds
+
+__all__ = ["observe"]
+
+
+def observe(
+    model: ir.Model,
+    batches: Sequence[Feeds],
+    names: Collection[str],
+    *,
+    ridge: float = RIDGE,
+    threads: int = 1,
+) -> dict[str, Problem]:
+    """Gather what layers read in a model; their best weights are those that they have.
+
+    Args:
+        model: The model.
+        batches: Its inputs.
+        names: Names of the layers.
+        ridge: See :func:`~graphopt.reconstruct.problem.accumulate`.
+        threads: Threads within an operator.
+
+    Returns:
+        Problems by name.
+
+    Raises:
+        SessionError: ONNX Runtime does not run a part of the model.
+    """
+    walk = Walk(model, batches, threads=threads)
+    place = {node: i for i, node in enumerate(model.graph)}
+    found: dict[str, Problem] = {}
+    pending = [layer for layer in layers(model) if layer.name in names]
+    while pending:
+        layer = pending.pop(0)
+        walk.to(place[layer.node], keep={each.input.name or "" for each in (layer, *pending)})
+        inputs = walk.values(layer.input.name or "")
+        end = place[layer.adds or layer.node] + 1
+        kept = {each.input.name or "" for each in pending}
+        walk.to(end, keep={layer.name, *kept})
+        targets = walk.values(layer.name)
+        found[layer.name] = accumulate(layer, inputs, targets, len(inputs), ridge)
+    return found

@@ -1,0 +1,73 @@
+"""Structured pruning of attention heads."""
+
+from __future__ import annotations
+
+from graphopt import Context, Exactness, Pass, ir
+from graphopt.passes.pruning import _engine
+from graphopt.pruning import Goal
+
+__all__ = ["PruneHeads"]
+
+
+class PruneHeads(Pass):
+    """Remove the attention heads that the outputs miss least.
+
+    What it does: finds heads as the batch axis of products of activations, through reshapes,
+    transposes and, where several heads of queries share one of keys and values, through what
+    repeats it; those go together. The rest is as for prune-channels.
+
+    Exactness: LOSSY
+
+    Needs: calibration data (--data); ONNX Runtime. Without data: ranking=local or global,
+    recover=false and a criterion of weights.
+
+    Options: channels (the fraction of heads that remains; 0.8 if no goal is given), macs, params,
+    bytes, latency (the fraction that remains), criterion (which heads of a layer go first: obs,
+    l1, l2, activation, taylor, random), ranking (measured, by noise at the outputs; global, by
+    scores; local, the same share of each layer), least (smallest share of the heads of a layer that
+    stays), skip (patterns of names of values whose heads stay), recover (fit the layers that stay),
+    min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
+    predictions that may change, in percent), dry (only list layers, what they would lose, and why
+    others are frozen), samples (how many to use, at most), threads (of an operator, when latency is
+    measured).
+
+    Example: 12 heads of 32 channels -> 10 heads of 32 channels
+
+    Declines when: there are no data; there are no heads, or they are inside of one fused operator;
+    the goal is out of reach, or the result not as accurate as asked for; the result would be slower
+    than the original.
+
+    References: Michel et al. (2019), "Are Sixteen Heads Really Better than One?"; Kwon et al.
+    (2022), "A Fast Post-Training Pruning Framework for Transformers".
+    """
+
+    name = "prune-heads"
+    exactness = Exactness.LOSSY
+    gated = False
+    channels: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+    latency: float | None = None
+    criterion: _engine.Criterion = "obs"
+    ranking: _engine.Ranking = "measured"
+    least: float = 0.1
+    skip: tuple[str, ...] = ()
+    recover: bool = True
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    dry: bool = False
+    samples: int = 512
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: One is out of bounds, or there are several goals.
+        """
+        _engine.checked(self)
+
+    def run(self, model: ir.Model, ctx: Context) -> bool:
+        """Prune a copy, and take it over if the goals are met."""
+        return _engine.run(self, "heads", Goal("channels", 0.8), model, ctx)
