@@ -54,6 +54,7 @@ def beside_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "docs/quantization.md",
         "docs/targets.md",
         "docs/export.md",
+        "docs/reconstruction.md",
         "README.md",
     ],
 )

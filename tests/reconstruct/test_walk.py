@@ -139,6 +139,18 @@ def test_inputs_with_defaults() -> None:
         np.testing.assert_array_equal(walk.values("a")[0], factor * x)
 
 
+def test_batches_without_an_element_are_left_out() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    m (float[N,4] x) => (float[2,A,B] y) <int64[3] s = {2,-1,1}> { y = Reshape(x, s) }
+    """
+    model = ir.parse_text(text)
+    x = np.ones((3, 4), np.float32)
+    walk = Walk(model, [{"x": x[:0]}, {"x": x}], threads=1)
+    walk.to(1, keep={"y"})
+    assert [value.shape for value in walk.values("y")] == [(2, 6, 1)]
+
+
 @pytest.mark.parametrize(
     ("batches", "text"),
     [
