@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from graphopt import ir
 from graphopt.reconstruct.layers import layers
-from graphopt.reconstruct.problem import Problem, accumulate
+from graphopt.reconstruct.problem import Problem, accumulate, too_large
 from graphopt.reconstruct.rebuild import RIDGE
 from graphopt.reconstruct.walk import Walk
 from graphopt.runtime import Feeds
@@ -32,15 +32,17 @@ def observe(
         threads: Threads within an operator.
 
     Returns:
-        Problems by name.
+        Problems by name, but for layers that are too large to have one.
 
     Raises:
+        CalibrationError: There are no samples, or a layer reads or computes NaN or infinity.
         SessionError: ONNX Runtime does not run a part of the model.
     """
     walk = Walk(model, batches, threads=threads)
     place = {node: i for i, node in enumerate(model.graph)}
     found: dict[str, Problem] = {}
-    pending = [layer for layer in layers(model) if layer.name in names]
+    named = [layer for layer in layers(model) if layer.name in names]
+    pending = [layer for layer in named if too_large(layer) is None]
     while pending:
         layer = pending.pop(0)
         walk.to(place[layer.node], keep={each.input.name or "" for each in (layer, *pending)})
