@@ -263,3 +263,17 @@ def test_what_is_too_large(columns: int, outputs: int, reason: str | None) -> No
     found = too_large(layer)
     assert (found is None) == (reason is None)
     assert (found or "").startswith(reason or "")
+
+
+@pytest.mark.parametrize("low", [1e-3, -1e-4, -0.3])
+def test_more_ridge_where_moments_are_not_positive(low: float) -> None:
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
+    gram = (turn * [low, 1, 2, 3, 4, 5] @ turn.T)[None]
+    before = gram.copy()
+    added = module._regularize(gram, 1e-4, inputs=6)
+    np.linalg.cholesky(gram)
+    np.testing.assert_allclose(gram[0] - before[0], np.diag(added[0]), atol=1e-12)
+    mean = np.trace(before[0]) / 6
+    share = added[0, 0] / mean
+    assert share == pytest.approx(1e-4 * 10 ** round(np.log10(share / 1e-4)))
+    assert share == pytest.approx(1e-4) if low > 0 else -low < share * mean < -10.1 * low
