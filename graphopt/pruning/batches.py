@@ -34,6 +34,7 @@ def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]
 
 
 def first(batches: Sequence[Feeds], samples: int) -> list[Feeds]:
+    """The first batches, up to a number of samples."""
     found: list[Feeds] = []
     count = 0
     for feeds in batches:

@@ -20,7 +20,7 @@ __all__ = ["Removal", "removals"]
 _TRIED = 3
 # Ridges of the fits, of which the one is used that is best for the first layer: the fewer samples
 # there are, the more the weights should stay as they were.
-_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 # Layers that are tried before it is asked whether others can be missed less.
 _STEP = 4
 

@@ -140,6 +140,7 @@ class _Pruner:
                     ("criterion=obs", options.criterion == "obs"),
                     ("ranking=measured", options.ranking == "measured"),
                     ("recover", options.recover),
+                    ("latency", options.goal.what == "latency"),
                 )
                 if asked
             ]
@@ -166,7 +167,7 @@ class _Pruner:
         """Measure what units save, where the target is here and there is something to run."""
         if runs_here(self.target) is not None or not self.fit:
             return
-        if self.options.ranking != "measured":
+        if self.options.ranking != "measured" and self.options.goal.what != "latency":
             return
         table = LatencyTable(None, "")
         if self.cache is not None:
@@ -186,16 +187,18 @@ class _Pruner:
     # How many channels are left of each unit.
 
     def _choose(self, scores: Scores) -> list[int]:
-        goal, ranking = self.options.goal, self.options.ranking
+        goal = self.options.goal
         if goal.what == "latency":
-            return self._by_latency()
-        left = self._left
-        if ranking == "local":
-            return uniform(self.units, left, goal.left)
-        if ranking == "global":
-            return self._by_score(scores, left, goal.left)
+            return self._by_latency(scores)
+        return self._ranked(scores, goal.left)
+
+    def _ranked(self, scores: Scores, goal: float) -> list[int]:
+        if self.options.ranking == "local":
+            return uniform(self.units, self._left, goal)
+        if self.options.ranking == "global":
+            return self._by_score(scores, self._left, goal)
         prices = [self._prices(i) for i in range(len(self.units))]
-        return allocate(self.units, prices, left, goal.left)
+        return allocate(self.units, prices, self._left, goal)
 
     def _left(self, left: Sequence[int]) -> float:
         """The share of what the goal is about that is left."""
@@ -218,15 +221,12 @@ class _Pruner:
         """What each level of a unit saves: of what was asked for, and of the time."""
         unit = self.units[index]
         full = [u.size for u in self.units]
-        whole = self._size(full)
-        asked = []
-        for n in unit.levels:
-            one = [*full[:index], n, *full[index + 1 :]]
-            asked.append(1.0 - self._size(one) / whole)
+        levels = ([*full[:index], n, *full[index + 1 :]] for n in unit.levels)
+        asked = 1.0 - np.array([self._left(each) for each in levels])
         if not unit.saved:
-            return np.array(asked)
+            return np.asarray(asked)
         saved = np.array([unit.saved[n] for n in unit.levels])
-        return (1 - _TIME) * np.array(asked) + _TIME * saved
+        return np.asarray((1 - _TIME) * asked + _TIME * saved)
 
     def _by_score(
         self, scores: Scores, left: Callable[[Sequence[int]], float], goal: float
@@ -247,15 +247,14 @@ class _Pruner:
             ]
         return found
 
-    def _by_latency(self) -> list[int]:
+    def _by_latency(self, scores: Scores) -> list[int]:
         """Correct what units are expected to save together until what is measured is the goal."""
         goal = self.options.goal.left
-        prices = [np.array([u.saved[n] for n in u.levels]) for u in self.units]
         feeds = settings(self.fit[0], self.model)[:1]
         wanted = goal
         seen: dict[tuple[int, ...], float] = {}
         for _ in range(_ROUNDS):
-            left = allocate(self.units, prices, self._left, wanted)
+            left = self._ranked(scores, wanted)
             key = tuple(left)
             if key not in seen:
                 form = shortened(self.model, self.channels, self.units, left)

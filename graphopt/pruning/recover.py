@@ -83,7 +83,14 @@ def recovered(
             return problem.optimum
         return problem.restricted(used)
 
-    fits = rebuild(original, model, batches, change, wanted=lambda each: each.name in readers)
+    fits = rebuild(
+        original, model, batches, change, wanted=lambda each: each.name in readers, threads=1
+    )
+    left_out = {fit.name for fit in fits if fit.reason is not None}
+    for layer in list(layers(model)):
+        used = masks.get(layer.name) if layer.name in left_out else None
+        if used is not None:
+            layer.write(rw, layer.matrix() * used[:, None, :], None)
     return model, fits
 
 

@@ -24,6 +24,9 @@ _ROWS = 8
 _MOST = 6144
 # Elements of rows that are multiplied at a time.
 _PIECE = 1 << 24
+# With so many rows for each column no ridge is sought: weights fit other rows as well. With fewer,
+# every fourth batch tells which of some powers of ten does best.
+_PLENTY, _PARTS, _DECADES = 32, 4, 6
 # Moments are sums of float32 products, which a smaller ridge would take at their word.
 _LEAST = 1e-8
 
@@ -99,7 +102,8 @@ def accumulate(
         targets: What it should compute, batch by batch, in the shape of its output.
         count: Number of batches.
         ridge: Share of the mean moment that is added to the diagonal (Hoerl and Kennard, 1970); for
-            the bias, of its own. More is added where that leaves the moments singular.
+            the bias, of its own. More is added where that leaves the moments singular, and where
+            there are few rows and it helps on those that were not fitted.
 
     Raises:
         CalibrationError: There are no rows, or something is not finite.
@@ -107,36 +111,78 @@ def accumulate(
     start = layer.matrix().transpose(0, 2, 1)
     if layer.takes_bias:
         start = np.concatenate([start, layer.bias()[:, None, :]], axis=1)
-    groups, columns, outputs = start.shape
+    groups, columns, _ = start.shape
     most = max(_ROWS * columns, int(_WORK / (groups * columns**2))) // max(count, 1)
-    gram = np.zeros((groups, columns, columns))
-    cross = np.zeros((groups, columns, outputs))
-    energy, rows = 0.0, 0
+    moments, aside = _Moments(start.shape), _Moments(start.shape)
     with np.errstate(over="ignore", invalid="ignore"):  # seen below
-        for x, y in zip(inputs, targets, strict=True):
+        for i, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+            part = aside if i % _PARTS == _PARTS - 1 else moments
             for a, b in _rows(layer, x, y, max(most, 32)):
-                left = a.transpose(1, 2, 0)
-                gram += left @ a.transpose(1, 0, 2)
-                cross += left @ b.transpose(1, 0, 2)
-                energy += float(np.einsum("rgo,rgo->", b, b, dtype=np.float64, casting="same_kind"))
-                rows += len(a)
+                part.add(a, b)
+    rows = moments.rows + aside.rows
     if not rows:
         raise CalibrationError(f"{layer.name!r} cannot be fitted: all samples are empty")
-    if not (np.isfinite(energy) and np.isfinite(gram).all() and np.isfinite(cross).all()):
+    if not (moments.finite and aside.finite):
         raise CalibrationError(
             f"{layer.name!r} cannot be fitted: on these samples it reads or should compute NaN, "
             "infinity, or numbers too large to be squared"
         )
-    gram /= rows
-    cross /= rows
-    energy /= rows
+    inputs_only = columns - int(layer.takes_bias)
+    if moments.rows and aside.rows and rows < _PLENTY * columns:
+        ridge = _least_wrong(moments, aside, start, ridge, inputs_only)
+    moments.join(aside)
+    gram, cross, energy = moments.gram / rows, moments.cross / rows, moments.energy / rows
     right = cross - gram @ start
-    added = _regularize(gram, ridge, inputs=columns - int(layer.takes_bias))
+    added = _regularize(gram, ridge, inputs=inputs_only)
     optimum = start + np.linalg.solve(gram, right)
     error = gram @ optimum - added[:, :, None] * optimum - 2 * cross
     lost = energy + float(np.sum(optimum * error))
     residual = max(lost, 0.0) / max(energy, 1e-300)
     return Problem(layer, gram, optimum, energy, residual, rows)
+
+
+class _Moments:
+    """Sums of products of rows."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        groups, columns, outputs = shape
+        self.gram = np.zeros((groups, columns, columns))
+        self.cross = np.zeros((groups, columns, outputs))
+        self.energy, self.rows = 0.0, 0
+
+    def add(self, a: Array, b: Array) -> None:
+        left = a.transpose(1, 2, 0)
+        self.gram += left @ a.transpose(1, 0, 2)
+        self.cross += left @ b.transpose(1, 0, 2)
+        self.energy += float(np.einsum("rgo,rgo->", b, b, dtype=np.float64, casting="same_kind"))
+        self.rows += len(a)
+
+    def join(self, other: _Moments) -> None:
+        self.gram += other.gram
+        self.cross += other.cross
+        self.energy += other.energy
+        self.rows += other.rows
+
+    @property
+    def finite(self) -> bool:
+        both = np.isfinite(self.gram).all() and np.isfinite(self.cross).all()
+        return bool(both and np.isfinite(self.energy))
+
+
+def _least_wrong(
+    moments: _Moments, aside: _Moments, start: Array, ridge: float, inputs: int
+) -> float:
+    """The ridge with which weights fitted to some rows are best on others."""
+    best, least = ridge, np.inf
+    for share in (ridge * 10.0**k for k in range(_DECADES)):
+        gram = moments.gram / moments.rows
+        right = moments.cross / moments.rows - gram @ start
+        _regularize(gram, share, inputs)
+        weights = start + np.linalg.solve(gram, right)
+        wrong = float(np.sum(weights * (aside.gram @ weights - 2 * aside.cross)))
+        if wrong < least:
+            best, least = share, wrong
+    return best
 
 
 def _regularize(gram: Array, ridge: float, inputs: int) -> Array:
