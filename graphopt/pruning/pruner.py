@@ -146,7 +146,10 @@ class _Pruner:
             ]
             if needs:
                 raise NotApplicable(f"{' and '.join(needs)} need calibration data (--data)")
-        if options.goal.what == "latency":
+        what = options.goal.what
+        if what not in ("channels", "latency") and not self._size([u.size for u in self.units]):
+            raise NotApplicable(f"the model has no {_WORDS[what]} to save")
+        if what == "latency":
             reason = runs_here(self.target)
             if reason is not None:
                 raise NotApplicable(f"latency cannot be measured: {reason}")
