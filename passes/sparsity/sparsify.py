@@ -25,14 +25,13 @@ from graphopt.passes.sparsity._shares import Share, first, shares
 from graphopt.passes.sparsity.code_sparse import at_opset, store
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs_sparse import Zeros, magnitude
-from graphopt.reconstruct.problem import Problem
+from graphopt.reconstruct.problem import Problem, too_large
 from graphopt.reconstruct.rebuild import rebuild
 from graphopt.runtime import Feeds
 
 __all__ = ["Sparsify"]
 
 Array = np.ndarray[Any, Any]
-_RATIO = 0.5
 
 
 class Sparsify(Pass):
@@ -65,8 +64,9 @@ class Sparsify(Pass):
     Example: Conv(x, w) -> Conv(x, w'), half of w' being zero
 
     Declines when: there are no data, or no layers of 32-bit floats with constant weights of their
-    own; for a layer, when its weights are few, shared with another node or named in skip, or its
-    size is no multiple of N:M groups or blocks. Weights stay uncoded where code-sparse declines.
+    own; for a layer, when its weights are few, too many to fit, shared with another node or named
+    in skip, or its size is no multiple of N:M groups or blocks. Weights stay uncoded where
+    code-sparse declines.
 
     References: Hassibi and Stork (1992), "Optimal Brain Surgeon"; Frantar and Alistarh (2022),
     "Optimal Brain Compression"; Frantar and Alistarh (2023), "SparseGPT"; He et al. (2017),
@@ -116,7 +116,7 @@ class Sparsify(Pass):
             ValueError: They are impossible.
         """
         if self.n_m is None:
-            return Zeros(_RATIO if self.ratio is None else self.ratio, block=self.block)
+            return Zeros(0.5 if self.ratio is None else self.ratio, block=self.block)
         found = re.fullmatch(r"(\d+):(\d+)", self.n_m)
         n, m = (int(found[1]), int(found[2])) if found else (0, 0)
         if not 0 < n < m:
@@ -176,6 +176,8 @@ class Sparsify(Pass):
             return "its weights are used elsewhere, too"
         if groups * rows * columns < self.min_weights:
             return f"it has fewer than {self.min_weights} weights (min-weights)"
+        if self.method == "obs" and (large := too_large(layer)) is not None:
+            return large
         if self.zeros.group is not None and columns // layer.kernel % self.zeros.group:
             return f"its input channels are no groups of {self.zeros.group}"
         return self.zeros.why_not(rows, columns)

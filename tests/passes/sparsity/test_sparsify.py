@@ -12,6 +12,7 @@ from graphopt import PassManager, Result, ir, optimize, parse
 from graphopt.errors import PipelineSyntaxError
 from graphopt.measure import Trial
 from graphopt.passes.sparsity import Sparsify
+from graphopt.reconstruct import problem
 from graphopt.reconstruct.layers import layers
 from graphopt.testing import check_pass
 
@@ -194,6 +195,14 @@ def test_skip_and_min_weights() -> None:
         "sparsify: skip names it": 1,
         "sparsify: it has fewer than 65 weights (min-weights)": 1,
     }
+
+
+def test_layers_too_large_to_fit_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem, "_MOST", 50)
+    result = run(PLAIN % "")
+    declined = result.report.passes[0].declined
+    assert sum("take more memory to fit" in reason for reason in declined) == 1
+    assert [name for name, ratio in ratios(result.model).items() if ratio] == ["e", "y"]
 
 
 def test_shared_weights_stay() -> None:
