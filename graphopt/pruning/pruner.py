@@ -51,6 +51,7 @@ _ROUNDS = 6
 # Outputs whose ratio of signal to noise in dB is below have nothing to do with the original's. A
 # user who asks for half the work and no accuracy gets what there is above.
 _LEAST = 0.0
+_DRY = "a dry run only lists what could be pruned"
 
 
 def prune(
@@ -106,6 +107,9 @@ class _Pruner:
         self._seconds: dict[str, float] = {}
 
     def run(self) -> Outcome:
+        if self.options.dry and not (self.units and self.fit):
+            self._list(None)
+            return Outcome(None, _DRY, self.details)
         self._check()
         scores = Scores(self.channels, data=self._samples())
         problems = self._observe()
@@ -121,7 +125,8 @@ class _Pruner:
         left = self._choose(scores)
         self._list(left)
         if self.options.dry:
-            return Outcome(None, "a dry run only lists what could be pruned", self.details)
+            self._summarize(left, None, [])
+            return Outcome(None, _DRY, self.details)
         return self._finish(left)
 
     def _check(self) -> None:
@@ -278,29 +283,27 @@ class _Pruner:
     def _finish(self, left: list[int]) -> Outcome:
         if all(n == u.size for u, n in zip(self.units, left, strict=True)):
             return Outcome(None, "no group can lose channels for this goal", self.details)
-        whole = self.model
+        whole = wanted = self.model
         if self.options.recover:
             with self._timed("recover"):
-                whole, fits = recovered(self.channels, self.units, left, self.fit)
+                whole, wanted, fits = recovered(self.channels, self.units, left, self.fit)
             self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
         dead = dead_of(self.channels, self.units, left)
         pruned = _cut_out(whole, self.channels, self.units, left, dead, self.options.recover)
-        if self.fit:
-            self._compare(whole, pruned, left)
+        if self.options.recover:
+            self._compare(wanted, pruned)
         quality = self._quality(pruned)
         ratios = self._race(pruned)
         self._summarize(left, quality, ratios)
         return self._judge(pruned, left, quality, ratios)
 
-    def _compare(self, whole: ir.Model, pruned: ir.Model, left: Sequence[int]) -> None:
+    def _compare(self, wanted: ir.Model, pruned: ir.Model) -> None:
         """Check that cutting changed nothing but the size.
 
         Raises:
             NotApplicable: It did.
         """
-        if not self.options.recover or any(u.others for u in self.units):
-            return
-        off = Trial(whole, self.fit[:1]).noise(pruned)
+        off = Trial(wanted, self.fit[:1]).noise(pruned)
         if not off <= 1e-6:
             raise NotApplicable(
                 f"cutting channels out changed the outputs by {off:.1e} of their energy, which it "
@@ -351,9 +354,11 @@ class _Pruner:
 
     # What is reported.
 
-    def _list(self, left: Sequence[int]) -> None:
+    def _list(self, left: Sequence[int] | None) -> None:
+        """List the groups; without samples nobody knows how many channels would be left."""
         rows = []
-        for unit, n in zip(self.units, left, strict=True):
+        counts = [None] * len(self.units) if left is None else left
+        for unit, n in zip(self.units, counts, strict=True):
             rows.append(
                 {
                     "name": unit.group.name,
@@ -381,7 +386,7 @@ class _Pruner:
         if ratios:
             self.details["speedup"] = [1 / r for r in ratios]
         if quality is not None:
-            self.details["quality"] = dataclasses.asdict(quality)
+            self.details["quality"] = {**dataclasses.asdict(quality), "aside": bool(self.aside)}
             if math.isinf(quality.sqnr_db):
                 self.details["quality"]["sqnr_db"] = None
         self.details["seconds"] = self._seconds

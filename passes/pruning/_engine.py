@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from graphopt import Context, NotApplicable, PassManager, ir
+from graphopt.analyses import Cost
 from graphopt.calibration import fitting
 from graphopt.measure import Budget
 from graphopt.pruning import Goal, Options, Outcome, prune
@@ -86,7 +87,9 @@ def run(
         raise NotApplicable(found.reason)
     if not ctx.allow(f"prune {kind}"):
         return False
-    ctx.rewriter().become(_lossless(found.model, ctx))
+    pruned = _lossless(found.model, ctx)
+    ctx.details["macs"] = [Cost(source).macs, Cost(pruned).macs]
+    ctx.rewriter().become(pruned)
     ctx.remark(found.reason)
     ctx.stats.applied[f"prune {kind}"] += 1
     return True

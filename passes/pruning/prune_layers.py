@@ -106,15 +106,19 @@ class PruneLayers(Pass):
             if may_go:
                 ctx.decline(_NAME, f"there are {len(may_go)} layers that may go, {self.keep} stay")
             return False
+        ctx.details["layers"] = self.listed(blocks, [])
+        if self.dry and (ctx.data is None or not may_go):
+            return False
         if ctx.data is None:
             raise NotApplicable(
                 "needs calibration data (--data), to see which layers the outputs miss least"
             )
         search = _Search(self, ctx, original, *_split(fitting(ctx.data, original), self.samples))
         taken = search.run({b.name for b in may_go}, most)
-        ctx.details["layers"] = search.listed(blocks, taken)
+        ctx.details["layers"] = self.listed(blocks, taken)
         if self.dry or not taken or not ctx.allow(_NAME):
             return False
+        ctx.details.update(search.facts(taken))
         ctx.rewriter().become(taken[-1].model)
         ctx.remark(search.summary(taken))
         ctx.stats.applied["take-out-layer"] += len(taken)
@@ -141,6 +145,22 @@ class PruneLayers(Pass):
             if not any(matches(b, [pattern]) for b in blocks):
                 ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
         return may_go
+
+    def listed(self, blocks: list[Block], taken: list[Removal]) -> list[dict[str, Any]]:
+        """Every layer as plain data: what leaving out it alone does, and when it went."""
+        alone = taken[0].others if taken else {}
+        order = {} if self.dry else {r.block.name: i + 1 for i, r in enumerate(taken)}
+        return [
+            {
+                "name": b.name,
+                "kind": b.kind,
+                "nodes": len(b.branch),
+                "sqnr_db": decibels(1.0, alone[b.name]) if b.name in alone else None,
+                "removed": order.get(b.name),
+                "reason": b.reason or ("to be skipped" if matches(b, self.skip) else None),
+            }
+            for b in blocks
+        ]
 
     @property
     def budget(self) -> Budget | None:
@@ -210,21 +230,18 @@ class _Search:
         )
         return float(np.exp(np.mean(np.log(ratios))))
 
-    def listed(self, blocks: list[Block], taken: list[Removal]) -> list[dict[str, Any]]:
-        """Every layer as plain data: what leaving out it alone does, and when it went."""
-        alone = taken[0].others if taken else {}
-        order = {} if self.options.dry else {r.block.name: i + 1 for i, r in enumerate(taken)}
-        return [
-            {
-                "name": b.name,
-                "kind": b.kind,
-                "nodes": len(b.branch),
-                "sqnr_db": decibels(1.0, alone[b.name]) if b.name in alone else None,
-                "removed": order.get(b.name),
-                "reason": b.reason or (None if b.name in alone else "to be skipped"),
-            }
-            for b in blocks
-        ]
+    def facts(self, taken: list[Removal]) -> dict[str, Any]:
+        """What the model is worth without the layers, as plain data."""
+        assert self.quality is not None
+        quality = dataclasses.asdict(self.quality)
+        if math.isinf(self.quality.sqnr_db):
+            quality["sqnr_db"] = None
+        measured = runs_here(self.ctx.target) is None
+        return {
+            "quality": {**quality, "aside": self.judge is not self.choose},
+            "macs": [Cost(self.original).macs, Cost(taken[-1].model).macs],
+            **({"speedup": [1 / self.time]} if measured else {}),
+        }
 
     def summary(self, taken: list[Removal]) -> str:
         """What was done, in a sentence."""
