@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from graphopt import ir
 from graphopt.analyses import Channels
-from graphopt.pruning.cut import nodes_of
 from graphopt.pruning.layers_out import bypass, find_blocks
-from graphopt.pruning.losses import Losses
+from graphopt.pruning.masking import masked
 from graphopt.pruning.units import Unit
 from graphopt.reconstruct import Fit, Layer, Problem, layers, rebuild
+from graphopt.reconstruct.walk import reads
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
 __all__ = ["dead_of", "recovered", "used_columns"]
 
 Array = np.ndarray[Any, Any]
-
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
 def dead_of(channels: Channels, units: Sequence[Unit], left: Sequence[int]) -> Array:
@@ -49,8 +47,11 @@ def recovered(
     units: Sequence[Unit],
     left: Sequence[int],
     batches: Sequence[Feeds],
-) -> tuple[ir.Model, list[Fit]]:
-    """A clone of the original at its full size whose layers do without what is to be cut out.
+) -> tuple[ir.Model, ir.Model, list[Fit]]:
+    """The original at its full size, its layers fitted to do without what is to be cut out.
+
+    They are fitted in the masked model, so that what goes is missing wherever it is summed up, not
+    only where a layer reads it.
 
     Args:
         channels: Channels of the original.
@@ -59,54 +60,49 @@ def recovered(
         batches: Inputs to fit the layers on.
 
     Returns:
-        The clone, in which removed channels have weights of zero wherever a layer reads them, and
-        what became of each layer.
+        A clone of the original with the fitted weights and the blocks that go bypassed, the masked
+        model, which computes what is left once channels are cut out of the clone, and what became
+        of each layer.
     """
     original = channels.model
-    model = ir.clone(original)
-    rw = Rewriter(model)
-    for unit, n in zip(units, left, strict=True):
-        if not n and unit.block is not None:
-            name = unit.block.name
-            bypass(rw, next(b for b in find_blocks(model) if b.name == name))
-    _silence(rw, channels, dead_of(channels, units, left))
-    readers = {r.layer for u, n in zip(units, left, strict=True) if n < u.size for r in u.reads}
-    masks = {
-        layer.name: used_columns(layer, units, left)
-        for layer in layers(original)
-        if layer.name in readers
-    }
+    blocks = [u.block for u, n in zip(units, left, strict=True) if not n]
+    gone = [block.name for block in blocks if block is not None]
+    model = masked(channels, dead_of(channels, units, left))
+    whole = ir.clone(original)
+    for each in (model, whole):
+        for name in gone:
+            bypass(Rewriter(each), next(b for b in find_blocks(each) if b.name == name))
+    behind = _behind(model, original, gone)
+    masks = {each.name: used_columns(each, units, left) for each in layers(original)}
 
     def change(problem: Problem) -> Array:
-        used = masks.get(problem.layer.name)
-        if used is None or used.all():
-            return problem.optimum
-        return problem.restricted(used)
+        used = masks[problem.layer.name]
+        return problem.optimum if used.all() else problem.restricted(used)
 
     fits = rebuild(
-        original, model, batches, change, wanted=lambda each: each.name in readers, threads=1
+        original, model, batches, change, wanted=lambda each: each.name in behind, threads=1
     )
-    left_out = {fit.name for fit in fits if fit.reason is not None}
-    for layer in list(layers(model)):
-        used = masks.get(layer.name) if layer.name in left_out else None
-        if used is not None:
-            layer.write(rw, layer.matrix() * used[:, None, :], None)
-    return model, fits
+    fitted = {each.name: each for each in layers(model)}
+    changed = {fit.name for fit in fits if fit.reason is None}
+    rw = Rewriter(whole)
+    for layer in layers(whole):
+        if layer.name in changed:
+            new = fitted[layer.name]
+            layer.write(rw, new.matrix(), new.bias() if layer.takes_bias else None)
+    rw.remove_initializers()
+    return whole, model, fits
 
 
-def _silence(rw: Rewriter, channels: Channels, dead: Array) -> None:
-    """Let hidden units that go be zero: their weights are zero, and so is what they start from."""
-    losses = Losses(channels, dead)
-    nodes = nodes_of(channels, rw.model)
-    for (node, index), factors in channels.constants.items():
-        if node.op_type not in _RECURRENT:
-            continue
-        for axis, kept in losses.of(factors).items():
-            here = nodes[node]
-            value = here.inputs[index]
-            data = ir.array(value)
-            if value is None or data is None:
-                continue
-            shape = [len(kept) if a == axis else 1 for a in range(data.ndim)]
-            zeroed = data * kept.reshape(shape).astype(data.dtype)
-            rw.set_input(here, index, rw.const(zeroed, value.name or "weight"))
+def _behind(model: ir.Model, original: ir.Model, gone: Collection[str]) -> set[str]:
+    """Names of what is computed from masks, or from blocks that are bypassed."""
+    known = {
+        v.name
+        for graph in ir.all_graphs(original)
+        for v in (*graph.inputs, *graph.initializers.values())
+    }
+    known |= {v.name for node in ir.all_nodes(original) for v in node.outputs}
+    found = set(gone)
+    for node in model.graph:
+        if any(v.name in found or v.name not in known for v in reads(node)):
+            found |= {v.name or "" for v in node.outputs}
+    return found
