@@ -39,10 +39,12 @@ def cut(rw: Rewriter, channels: Channels, dead: Array) -> None:
         return
     nodes = nodes_of(channels, rw.model)
     unused = {node for node in nodes.values() if is_dead(node)}
+    # Where a layer is bypassed others stand in for its nodes.
+    nodes = {node: here for node, here in nodes.items() if here.op_type == node.op_type}
     trim = _Trim(rw)
     for (node, index), factors in channels.constants.items():
         keep = losses.of(factors)
-        if keep:
+        if keep and node in nodes:
             here = nodes[node]
             value = here.inputs[index]
             assert value is not None

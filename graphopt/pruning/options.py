@@ -40,6 +40,8 @@ class Options:
             them, and needs samples.
         ranking: How losses are spread over groups: by measured noise, by scores of all groups
             together, or the same share of each.
+        payoff: Part of the multiply-accumulates saved that has to be saved in time, too, for such a
+            goal, as far as that is possible and can be measured.
         least: Least share of a group that stays.
         multiple: What numbers of channels are multiples of; None chooses.
         skip: Patterns of names of tensors whose channels stay.
@@ -55,6 +57,7 @@ class Options:
     kind: Literal["channels", "heads"] = "channels"
     criterion: Literal["obs"] | Criterion = "obs"
     ranking: Literal["measured", "global", "local"] = "measured"
+    payoff: float = 2 / 3
     least: float = 0.1
     multiple: int | None = None
     skip: Sequence[str] = ()

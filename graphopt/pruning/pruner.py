@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ from graphopt.measure import (
     runs_here,
     settings,
 )
-from graphopt.pruning.allocate import allocate, uniform
 from graphopt.pruning.batches import first, split
-from graphopt.pruning.criteria import Criterion, Scores, normalized
+from graphopt.pruning.choose import Chooser
+from graphopt.pruning.criteria import Scores
 from graphopt.pruning.layers_out import find_blocks
 from graphopt.pruning.noise import measure_noise, order_by_score, order_channels
 from graphopt.pruning.options import Options, Outcome
 from graphopt.pruning.recover import dead_of, recovered
-from graphopt.pruning.sizes import Sizes
+from graphopt.pruning.sizes import Measure, Sizes
 from graphopt.pruning.timing import measure_savings, shortened
 from graphopt.pruning.units import Unit, find_units
 from graphopt.reconstruct import Problem, layers, observe
@@ -43,11 +43,6 @@ __all__ = ["prune"]
 Array = np.ndarray[Any, Any]
 # Samples that noise is measured on.
 _TRIED = 128
-# What a channel saves counts by the time it takes, and by what was asked for.
-_TIME = 0.5
-# A measured latency within this of the goal is the goal.
-_CLOSE = 0.02
-_ROUNDS = 6
 # Outputs whose ratio of signal to noise in dB is below have nothing to do with the original's. A
 # user who asks for half the work and no accuracy gets what there is above.
 _LEAST = 0.0
@@ -103,7 +98,6 @@ class _Pruner:
         )
         self.fit, self.aside = split(data, options.samples)
         self.details: dict[str, Any] = {}
-        self._group = {id(g): i for i, g in enumerate(self.channels.groups)}
         self._seconds: dict[str, float] = {}
 
     def run(self) -> Outcome:
@@ -121,8 +115,10 @@ class _Pruner:
             with self._timed("noise"):
                 trial = Trial(self.model, first(self.fit, _TRIED))
                 measure_noise(self.channels, self.units, problems, trial)
-        self._time()
-        left = self._choose(scores)
+        measure = self._measured if self._time() else None
+        self.chooser = Chooser(self.units, self.sizes, self.options, scores, measure)
+        with self._timed("choose"):
+            left = self.chooser.choose()
         self._list(left)
         if self.options.dry:
             self._summarize(left, None, [])
@@ -152,7 +148,10 @@ class _Pruner:
             if needs:
                 raise NotApplicable(f"{' and '.join(needs)} need calibration data (--data)")
         what = options.goal.what
-        if what not in ("channels", "latency") and not self._size([u.size for u in self.units]):
+        measured: Measure | None = (
+            "parameters" if what == "params" else what if what in ("macs", "bytes") else None
+        )
+        if measured is not None and not self.sizes.at(measured, self.sizes.full):
             raise NotApplicable(f"the model has no {_WORDS[what]} to save")
         if what == "latency":
             reason = runs_here(self.target)
@@ -171,15 +170,16 @@ class _Pruner:
             names = {read.layer for unit in self.units for read in unit.reads}
             return observe(self.model, self.fit, names)
 
-    def _time(self) -> None:
-        """Measure what units save, where the target is here and there is something to run."""
+    def _time(self) -> bool:
+        """Measure what units save; whether that is of use and could be done."""
+        options = self.options
+        if options.goal.what != "latency" and not (options.goal.what == "macs" and options.payoff):
+            return False
         if runs_here(self.target) is not None or not self.fit:
-            return
-        if self.options.ranking != "measured" and self.options.goal.what != "latency":
-            return
+            return False
         table = LatencyTable(None, "")
         if self.cache is not None:
-            name = machine_name(self.target, self.options.threads)
+            name = machine_name(self.target, options.threads)
             table = LatencyTable(self.cache / "latency.json", name)
         with self._timed("latency"):
             measure_savings(
@@ -187,96 +187,20 @@ class _Pruner:
                 self.units,
                 settings(self.fit[0], self.model)[0],
                 target=self.target,
-                threads=self.options.threads,
+                threads=options.threads,
                 table=table,
             )
         table.save()
+        return True
 
-    # How many channels are left of each unit.
-
-    def _choose(self, scores: Scores) -> list[int]:
-        goal = self.options.goal
-        if goal.what == "latency":
-            return self._by_latency(scores)
-        return self._ranked(scores, goal.left)
-
-    def _ranked(self, scores: Scores, goal: float) -> list[int]:
-        if self.options.ranking == "local":
-            return uniform(self.units, self._left, goal)
-        if self.options.ranking == "global":
-            return self._by_score(scores, self._left, goal)
-        prices = [self._prices(i) for i in range(len(self.units))]
-        return allocate(self.units, prices, self._left, goal)
-
-    def _left(self, left: Sequence[int]) -> float:
-        """The share of what the goal is about that is left."""
-        what = self.options.goal.what
-        if what == "latency":
-            saved = [u.saved[n] for u, n in zip(self.units, left, strict=True)]
-            return max(0.0, 1.0 - math.fsum(saved))
-        if what == "channels":
-            return sum(left) / sum(u.size for u in self.units)
-        return self._size(left) / self._size([u.size for u in self.units])
-
-    def _size(self, left: Sequence[int], what: str | None = None) -> float:
-        alive = self.sizes.full.copy()
-        for unit, n in zip(self.units, left, strict=True):
-            alive[self._group[id(unit.group)]] = n
-        name = what or self.options.goal.what
-        return self.sizes.at("parameters" if name == "params" else name, alive)  # type: ignore[arg-type]
-
-    def _prices(self, index: int) -> Array:
-        """What each level of a unit saves: of what was asked for, and of the time."""
-        unit = self.units[index]
-        full = [u.size for u in self.units]
-        levels = ([*full[:index], n, *full[index + 1 :]] for n in unit.levels)
-        asked = 1.0 - np.array([self._left(each) for each in levels])
-        if not unit.saved:
-            return np.asarray(asked)
-        saved = np.array([unit.saved[n] for n in unit.levels])
-        return np.asarray((1 - _TIME) * asked + _TIME * saved)
-
-    def _by_score(
-        self, scores: Scores, left: Callable[[Sequence[int]], float], goal: float
-    ) -> list[int]:
-        """Remove the channels of the lowest scores of all groups."""
-        criterion = self.options.criterion
-        name: Criterion = "l2" if criterion == "obs" else criterion
-        ranked = [np.sort(normalized(scores.of(u.group, name))) for u in self.units]
-        found = [u.size for u in self.units]
-        for threshold in np.sort(np.concatenate(ranked)):
-            if left(found) <= goal:
-                break
-            found = [
-                next(
-                    (n for n in reversed(u.levels) if n and n >= int((r > threshold).sum())), u.size
-                )
-                for u, r in zip(self.units, ranked, strict=True)
-            ]
-        return found
-
-    def _by_latency(self, scores: Scores) -> list[int]:
-        """Correct what units are expected to save together until what is measured is the goal."""
-        goal = self.options.goal.left
+    def _measured(self, left: Sequence[int]) -> float:
+        """Latency with so many channels of each unit, in units of the original's."""
+        form = shortened(self.model, self.channels, self.units, left)
         feeds = settings(self.fit[0], self.model)[:1]
-        wanted = goal
-        seen: dict[tuple[int, ...], float] = {}
-        for _ in range(_ROUNDS):
-            left = self._ranked(scores, wanted)
-            key = tuple(left)
-            if key not in seen:
-                form = shortened(self.model, self.channels, self.units, left)
-                ((ratio,),) = race(
-                    self.model, [form], feeds, target=self.target, threads=self.options.threads
-                )
-                seen[key] = ratio
-            ratio = seen[key]
-            if abs(ratio / goal - 1) <= _CLOSE:
-                return left
-            wanted *= goal / ratio
-        met = [key for key, ratio in seen.items() if ratio <= goal]
-        chosen = max(met, key=seen.__getitem__) if met else min(seen, key=seen.__getitem__)
-        return list(chosen)
+        ((ratio,),) = race(
+            self.model, [form], feeds, target=self.target, threads=self.options.threads
+        )
+        return ratio
 
     # What becomes of the model.
 
@@ -335,7 +259,7 @@ class _Pruner:
         if ratios and ratios[0] > 1.0:
             reason = f"the pruned model would be slower: {1 / ratios[0]:.2f}x"
             return Outcome(None, reason, self.details)
-        share = ratios[0] if goal.what == "latency" and ratios else self._left(left)
+        share = ratios[0] if goal.what == "latency" and ratios else self.chooser.share(left)
         close = 1.05 if goal.what == "latency" else 1.0 + 1e-9
         if share > goal.left * close:
             reason = (
@@ -380,7 +304,7 @@ class _Pruner:
     ) -> None:
         full = [u.size for u in self.units]
         self.details["left"] = {
-            name: self._size(left, name) / max(self._size(full, name), 1e-300)
+            name: self.chooser.size(left, name) / max(self.chooser.size(full, name), 1e-300)
             for name in ("macs", "params", "bytes")
         }
         if ratios:

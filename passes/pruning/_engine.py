@@ -40,8 +40,10 @@ def checked(options: Any) -> None:
             raise ValueError(
                 f"{goal} is the fraction that remains, in (0, 1), not {getattr(options, goal)}"
             )
-    if not 0 <= options.least < 1:
-        raise ValueError(f"least is a share, in [0, 1), not {options.least}")
+    for name in ("least", "payoff"):
+        value = getattr(options, name, 0.0)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is a share, in [0, 1), not {value}")
     for name in ("samples", "threads", "round_to"):
         value = getattr(options, name, None)
         if value is not None and value < 1:
@@ -65,6 +67,7 @@ def run(
         kind=kind,
         criterion=options.criterion,
         ranking=options.ranking,
+        payoff=getattr(options, "payoff", 0.0),
         least=options.least,
         multiple=getattr(options, "round_to", None),
         skip=options.skip,

@@ -27,7 +27,8 @@ class PruneChannels(Pass):
     Options: macs, params, bytes, latency, channels (the fraction that remains, one of them; macs of
     0.75 if none is given), criterion (which channels of a group go first: obs, l1, l2, median,
     bn-scale, activation, taylor, random), ranking (how losses are spread: measured, by noise at the
-    outputs; global, by scores; local, the same share of each group), least (smallest share of a
+    outputs; global, by scores; local, the same share of each group), payoff (what part of the macs
+    saved has to be saved in measured time, too, where that is possible), least (smallest share of a
     group that stays), round-to (what numbers of channels are multiples of), skip (patterns of names
     of values whose channels stay), whole (let layers beside shortcuts go whole), recover (fit the
     layers that stay), min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop
@@ -55,6 +56,7 @@ class PruneChannels(Pass):
     channels: float | None = None
     criterion: _engine.Criterion = "obs"
     ranking: _engine.Ranking = "measured"
+    payoff: float = 0.67
     least: float = 0.1
     round_to: int | None = None
     skip: tuple[str, ...] = ()
