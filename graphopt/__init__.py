@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphopt import analyses, calibration, errors, ir, runtime, targets, testing
     from graphopt.api import bench, load, optimize, quantize, save, verify
+    from graphopt.compressing import prune
     from graphopt.errors import (
         CalibrationError,
         ConfigError,
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "api": ("bench", "load", "optimize", "quantize", "save", "verify"),
+    "compressing": ("prune",),
     "errors": (
         "CalibrationError", "ConfigError", "ExportError", "FrontendError", "GoalNotMet",
         "GraphOptError", "NotApplicable", "NumericalMismatch", "PassFailed", "PipelineSyntaxError",
@@ -147,6 +149,7 @@ __all__ = [
     "load_config",
     "optimize",
     "parse",
+    "prune",
     "quantize",
     "register",
     "rule",

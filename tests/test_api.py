@@ -63,7 +63,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "frontends": ({"errors", "ir", "targets", "runtime"}, set()),
     "bundle": ({"errors", "ir", "targets", "runtime"}, set()),
 }
-TOP = {"__init__", "__main__", "api", "cli", "exporting", "testing"}
+TOP = {"__init__", "__main__", "api", "cli", "compressing", "exporting", "testing"}
 # What built-in passes may import, as third-party ones may: names exported by graphopt, and these.
 PUBLIC = {
     "analyses",

@@ -52,6 +52,7 @@ def beside_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "docs/tutorial_pass.md",
         "docs/getting_started.md",
         "docs/quantization.md",
+        "docs/pruning.md",
         "docs/targets.md",
         "docs/export.md",
         "docs/reconstruction.md",

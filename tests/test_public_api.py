@@ -14,7 +14,7 @@ import onnx_ir
 import pytest
 
 import graphopt
-from graphopt import api, ir
+from graphopt import api, compressing, ir
 from graphopt.manager.report import Report
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -38,7 +38,10 @@ def test_examples_in_docstrings(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = doctest.testmod(api)
     assert found.failed == 0
     assert found.attempted >= 12
-    for name in ("optimize", "quantize", "save", "verify", "bench"):
+    found = doctest.testmod(compressing)
+    assert found.failed == 0
+    assert found.attempted >= 3
+    for name in ("optimize", "quantize", "prune", "save", "verify", "bench"):
         assert ">>>" in (getattr(graphopt, name).__doc__ or ""), name
 
 

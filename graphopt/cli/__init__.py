@@ -18,6 +18,7 @@ __all__ = ["cli", "main"]
 _VERBS = {
     "optimize": "Run a pipeline over a model and write the result.",
     "quantize": "Compute on 8-bit integers what is faster so.",
+    "prune": "Remove the channels, heads and layers that outputs miss least.",
     "run": "Run what a TOML file describes.",
     "inspect": "Show operators, parameters, MACs, shapes and estimated cost.",
     "verify": "Compare the outputs of two models.",

@@ -25,6 +25,7 @@ from graphopt.cli.common import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graphopt import ir
     from graphopt.cli.progress import Say
     from graphopt.manager.config import Config
     from graphopt.manager.instruments import Reproducer
@@ -139,7 +140,7 @@ def _settings(
 def optimize(
     config: Config,
     model: Path,
-    destination: Path,
+    destination: Path | None,
     *,
     external_data: bool | None = None,
     dump: str | None = None,
@@ -148,7 +149,7 @@ def optimize(
     json_file: str | None = None,
     verbose: bool = False,
     quiet: bool = False,
-    accept: Callable[[Result], None] | None = None,
+    accept: Callable[[Result, ir.Model], None] | None = None,
     view: View | None = None,
 ) -> None:
     """Run a configuration and report it.
@@ -156,7 +157,7 @@ def optimize(
     Args:
         config: What to run and how.
         model: The file to read.
-        destination: The file to write.
+        destination: The file to write; None writes nothing.
         external_data: Whether weights go into a file of their own.
         dump: Folder for the model as text after each change.
         reproducer: Folder for what reproduces a failure.
@@ -164,24 +165,26 @@ def optimize(
         json_file: Where the report goes as JSON.
         verbose: Report what found nothing to do, too.
         quiet: Print nothing.
-        accept: Raises what is wrong with a result, which then is not written; where its goal is not
-            met, it is reported all the same.
+        accept: Given the result and the original, raises what is wrong with the result, which then
+            is not written; where its goal is not met, it is reported all the same.
         view: Prints the result.
 
     Raises:
         GoalNotMet: What ``accept`` says.
     """
-    from graphopt import api
+    from graphopt import api, ir
     from graphopt.cli.progress import busy
     from graphopt.errors import GoalNotMet
     from graphopt.manager.instruments import Reproducer
     from graphopt.targets import get
 
     get(config.target)
-    check_writable(destination)
     samples = [] if config.data is None else [config.data]
-    check_json(str(destination), *samples, option="--output")
-    check_json(json_file, model, destination, *samples)
+    written = [] if destination is None else [destination]
+    for each in written:
+        check_writable(each)
+        check_json(str(each), *samples, option="--output")
+    check_json(json_file, model, *written, *samples)
     for folder in (dump, reproducer, config.cache):
         _check_folder(folder)
     keeper = None
@@ -198,15 +201,22 @@ def optimize(
     files: list[Path] = []
     try:
         with busy(f"reading {model.name}") as say:
-            result, source_bytes = _run(config, model, dump, keeper, say)
+            source = api.load(model)
+            result = _run(config, source, dump, keeper, say)
+            source_bytes = ir.source_bytes(source)
             _check_verified(result, require_verified=require_verified)
             try:
-                (accept or api.require_goals)(result)
+                if accept is None:
+                    api.require_goals(result)
+                else:
+                    accept(result, source)
             except GoalNotMet as e:
                 missed = e
             else:
-                say(f"writing {destination.name}")
-                files = api.save(result.model, destination, external_data=external_data)
+                del source  # large ones need the memory
+                if destination is not None:
+                    say(f"writing {destination.name}")
+                    files = api.save(result.model, destination, external_data=external_data)
         data = {
             **result.report.to_json(),
             "model": os.fspath(model),
@@ -238,9 +248,9 @@ def _check_verified(result: Result, *, require_verified: bool) -> None:
 
 
 def _run(
-    config: Config, model: Path, dump: str | None, keeper: Reproducer | None, say: Say
-) -> tuple[Result, int | None]:
-    from graphopt import api, ir
+    config: Config, source: ir.Model, dump: str | None, keeper: Reproducer | None, say: Say
+) -> Result:
+    from graphopt import api
     from graphopt.cli.progress import Progress
     from graphopt.manager.instruments import Dump, Instrument
 
@@ -249,8 +259,7 @@ def _run(
         instruments.append(Dump(dump))
     if keeper is not None:
         instruments.append(keeper)
-    source = api.load(model)
-    result = api.optimize(
+    return api.optimize(
         source,
         config.pipeline,
         target=config.target,
@@ -264,7 +273,6 @@ def _run(
         executor=config.executor,
         cache=config.cache,
     )
-    return result, ir.source_bytes(source)
 
 
 def _show(

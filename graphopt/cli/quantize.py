@@ -20,6 +20,7 @@ from graphopt.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from graphopt import ir
     from graphopt.manager.runner import Result
 
 __all__ = ["command"]
@@ -120,7 +121,7 @@ def command(
     )
     results: list[Result] = []
 
-    def accept(result: Result) -> None:
+    def accept(result: Result, _: ir.Model) -> None:
         results.append(result)
         api.require_quantized(result, pipeline)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .conftest import Run
 
 VERBS = [
-    "optimize", "quantize", "run", "inspect", "verify", "bench", "check", "export", "passes",
-    "bisect", "doctor",
+    "optimize", "quantize", "prune", "run", "inspect", "verify", "bench", "check", "export",
+    "passes", "bisect", "doctor",
 ]  # fmt: skip
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "numpy", "rich", "networkx"}
 
