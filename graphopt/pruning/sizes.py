@@ -16,6 +16,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.analyses import Channels, Cost
+from graphopt.analyses.channel_constants import carried
 
 __all__ = ["Measure", "Sizes"]
 
@@ -205,15 +206,27 @@ class Sizes:
 
 
 def _sources(value: ir.Value | None, factors: Factors) -> Iterator[tuple[ir.Value, Factors]]:
-    """Constants behind a value, through conversions, with the labels of each."""
-    node = None if value is None else value.producer()
-    if value is None or ir.const(value) is not None or node is None:
-        if value is not None:
-            yield value, factors
+    """Constants that a value is made of, with the labels of each."""
+    if value is None:
         return
-    yield from _sources(node.inputs[0], factors)
-    rank = ir.rank(node.inputs[0]) or 0
-    axis = int(ir.attr(node, "axis", 1) or 0) % max(rank, 1)
-    along = tuple(f.reshape(-1) for f in factors if f.ndim == rank and f.shape[axis] > 1)
-    for each in node.inputs[1:]:  # scales and zero points
-        yield from _sources(each, along if ir.rank(each) == 1 else ())
+    node = value.producer()
+    if ir.const(value) is not None or node is None:
+        yield value, factors
+        return
+    if node.op_type == "ConstantOfShape":
+        return
+    before = ir.dims(node.inputs[0]) or ()
+    axes = carried(node, before)
+    moved = []
+    for factor in factors:
+        axis = axes.get(int(np.argmax(factor.shape)))
+        if axis is not None:
+            shape = [1] * len(before)
+            shape[axis] = -1
+            moved.append(factor.reshape(shape))
+    yield from _sources(node.inputs[0], tuple(moved))
+    if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        axis = int(ir.attr(node, "axis", 1)) % max(len(before), 1)
+        along = tuple(f.reshape(-1) for f in moved if f.shape[axis] > 1)
+        for each in node.inputs[1:]:  # scales and zero points
+            yield from _sources(each, along if ir.rank(each) == 1 else ())
