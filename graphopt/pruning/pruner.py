@@ -26,6 +26,7 @@ from graphopt.measure import (
     settings,
 )
 from graphopt.pruning.batches import first, split
+from graphopt.pruning.biases import with_biases
 from graphopt.pruning.choose import Chooser
 from graphopt.pruning.criteria import Scores
 from graphopt.pruning.layers_out import find_blocks
@@ -70,7 +71,8 @@ def prune(
         NotApplicable: Something that is needed is missing, or there is nothing to prune.
         CalibrationError: The samples do not fit the model.
     """
-    return _Pruner(model, target, data, options, cache).run()
+    known = with_biases(model) if options.recover else model
+    return _Pruner(known, target, data, options, cache).run()
 
 
 class _Pruner:
