@@ -31,3 +31,16 @@ def test_too_large_layers_have_no_problem(monkeypatch: pytest.MonkeyPatch) -> No
     assert only(model).name == "y"
     monkeypatch.setattr(problems, "_MOST", 4)
     assert observe(model, [{"x": normal(9, 5)}], {"y"}) == {}
+
+
+def test_few_rows_ask_for_no_ridge_where_weights_are_right() -> None:
+    """A column that repeats another can be left out without loss, however few the rows are."""
+    x = normal(64, 6)
+    x[:, 3] = 2 * x[:, 1]
+    model = network("y = MatMul(x, w)", "N,6", w=normal(6, 4))
+    (problem,) = observe(model, [{"x": x[i : i + 8]} for i in range(0, 64, 8)], {"y"}).values()
+    columns = np.ones((1, 6), bool)
+    columns[0, 1] = False
+    assert problem.error(problem.restricted(columns)) < 1e-3
+    columns[0, 2] = False
+    assert problem.error(problem.restricted(columns)) > 1e-2
