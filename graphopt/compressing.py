@@ -108,14 +108,14 @@ def pruning(
         raise ConfigError(f"heads is the fraction that remains, in (0, 1), not {heads:g}")
     if layers is not None and layers < 1:
         raise ConfigError(f"layers has to be 1 or more, not {layers}")
+    # Checked even where no channels go: options of the others are among them.
+    channels = _built(_CHANNELS, options)
     dry = bool(options.get("dry"))
     goal = any(options.get(name) is not None for name in _GOALS)
     if not (dry or goal or heads is not None or layers is not None):
         raise ConfigError(
             f"it has to be said what may remain: one of {', '.join(_GOALS)}; or heads or layers"
         )
-    # Typed and checked even where no channels go: options of the others are among them.
-    channels = _built(_CHANNELS, options)
     passes: list[Pass] = [*parse(first).passes]
     if heads is not None or dry:
         shared = _renamed(options, _OF_HEADS)
