@@ -17,6 +17,8 @@ Left = Callable[[Sequence[int]], float]
 # Noise of several losses is more than their sum: the outputs of a model that is off already react
 # more to the next. Squares keep single losses from growing large.
 _POWER = 2.0
+# Noise above says only that nothing is left of the outputs.
+_MOST = 1e9
 
 
 def allocate(units: Sequence[Unit], prices: Sequence[Array], left: Left, goal: float) -> list[int]:
@@ -43,10 +45,12 @@ def allocate(units: Sequence[Unit], prices: Sequence[Array], left: Left, goal: f
             for unit, n, s in zip(units, noise, prices, strict=True)
         ]
 
-    low, high = 1e-9, 1e9
+    low, high = 1e-9, 1e30
     if left(at(high)) > goal:
-        return at(high)
-    for _ in range(80):
+        # Prices may be of more than is asked for, and a level that is smaller need not be faster.
+        found = min(at(high), [unit.levels[-1] for unit in units], key=left)
+        return _given_back(units, noise, found, left, goal) if left(found) <= goal else found
+    for _ in range(100):
         middle = float(np.sqrt(low * high))
         if left(at(middle)) <= goal:
             high = middle
@@ -72,7 +76,8 @@ def _nearest(unit: Unit, wanted: float) -> int:
 def _curve(unit: Unit) -> Array:
     """Noise of the levels, none less than that of one with more channels."""
     raw = np.array([max(unit.noise.get(n, 0.0), 0.0) for n in unit.levels])
-    return np.asarray(np.maximum.accumulate(np.nan_to_num(raw, nan=1e9, posinf=1e9)) ** _POWER)
+    bounded = np.minimum(np.nan_to_num(raw, nan=_MOST), _MOST)
+    return np.asarray(np.maximum.accumulate(bounded) ** _POWER)
 
 
 def _given_back(

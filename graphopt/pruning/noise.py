@@ -39,7 +39,7 @@ def order_channels(units: Sequence[Unit], problems: Mapping[str, Problem], score
             problem = problems.get(read.layer)
             if problem is None:
                 continue
-            scale = 1.0 / max(problem.energy, 1e-300)
+            scale = 1.0 / problem.energy if problem.energy > 0 else 0.0
             gram, best = problem.gram[read.part], problem.optimum[read.part]
             readers.append(Reader(gram, best, read.columns, scale))
         if readers and len(readers) == len(unit.reads):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from graphopt import ir
 from graphopt.analyses import Channels, End, Group
 from graphopt.pruning.layers_out import Block
 from graphopt.reconstruct import Layer
@@ -134,7 +135,7 @@ def _levels(size: int, least: float, multiple: int | None) -> tuple[int, ...]:
     if multiple is None:
         multiple = 4 if size >= 16 else 2 if size >= 8 else 1
     step = multiple * max(1, round(size / _LEVELS / multiple))
-    floor = max(1, int(np.ceil(size * least)))
+    floor = max(1, int(np.ceil(size * least - 1e-9)))
     inner = range(-(-size // step) * step - step, 0, -step)
     return (size, *(n for n in inner if n >= floor))
 
@@ -182,7 +183,11 @@ def _owners(channels: Channels, blocks: Sequence[Block]) -> Mapping[int, Block]:
     """The block that all tensors with a class are inside of, by class."""
     where: dict[int, int] = {}
     inside = {
-        node: i for i, block in enumerate(blocks) if not block.reason for node in block.branch
+        node: i
+        for i, block in enumerate(blocks)
+        # Graphs inside of nodes have no stand-ins.
+        if not block.reason and not any(list(ir.subgraphs(node)) for node in block.branch)
+        for node in block.branch
     }
     for value, factors in channels.labels.items():
         node = value.producer()
