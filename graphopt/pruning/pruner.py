@@ -269,11 +269,11 @@ class _Pruner:
                 f"{share:.3f} is the least"
             )
             return Outcome(None, reason, self.details, missed=True)
-        words = [f"{share:.3f} of the {_WORDS[goal.what]} are left"]
         if goal.what == "latency":
             words = [f"{share:.3f} of the latency is left"]
-        elif ratios:
-            words.append(f"{1 / ratios[0]:.2f}x as fast")
+        else:
+            words = [f"{share:.3f} of the {_WORDS[goal.what]} are left"]
+            words += [f"{1 / ratio:.2f}x as fast" for ratio in ratios[:1]]
         if quality is not None:
             words.append(str(quality))
         return Outcome(pruned, "; ".join(words), self.details)
