@@ -31,6 +31,8 @@ SECTIONS = {
     "calibration": ("Calibration", "calibration.py"),
     "dask_kill": ("Calibration with a worker killed", "dask_kill.py"),
     "coupling": ("Structured pruning of every architecture", "coupling.py"),
+    "prune_cnn": ("Channels of CNNs removed", "prune_cnn.py"),
+    "prune_minilm": ("Heads and neurons of MiniLM removed", "prune_minilm.py"),
     "sparsity": ("Zeros in the weights of ResNet-56", "sparsity.py"),
     "time_scale": ("Time and scale", "time_scale.py --rounds 5 --scale-tools graphopt"),
     "large_model": ("2.4 GB of external data", "large_model.py"),
