@@ -133,7 +133,9 @@ def test_half_of_the_work(run: Run, net: Path, data: Path, tmp_path: Path) -> No
 
     lines = done.out.splitlines()
     assert lines[0] == "pruned"
-    assert any(x.startswith("MACs        76,052") and " -> " in x and x.endswith(" %") for x in lines)
+    assert any(
+        x.startswith("MACs        76,052") and " -> " in x and x.endswith(" %") for x in lines
+    )
     assert "speed       not measured: portable is for other runtimes" in lines
     assert any(
         x.startswith("quality     SQNR ") and x.endswith("predictions on 8 samples kept aside")
@@ -210,12 +212,56 @@ def test_a_single_batch_cannot_be_kept_aside(net: Path, data: Path) -> None:
     assert f"on {SAMPLES} samples that layers were fitted on, too" in text.getvalue()
 
 
+def test_latency(
+    run: Run, net: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are the multiply-accumulates here: those of a machine without any overhead."""
+
+    def race(model: ir.Model, forms: Any, inputs: Any, **_: Any) -> list[list[float]]:
+        return [[Cost(form).macs / Cost(model).macs] * len(inputs) for form in forms]
+
+    monkeypatch.setattr(pruner, "race", race)
+    monkeypatch.setattr("graphopt.pruning.timing.race", race)
+    out, report, cache = tmp_path / "s.onnx", tmp_path / "r.json", tmp_path / "cache"
+    arguments = ("prune", net, "-o", out, "--data", data, "--cache", cache, "--json", report)
+    done = run(*arguments, "--latency", "0.6")
+    assert (done.code, done.err) == (0, "")
+    assert Cost(graphopt.load(out)).macs <= 0.6 * 1.05 * Cost(graphopt.load(net)).macs
+    details = details_of(json.loads(report.read_text()))
+    (up,) = (row for row in details["groups"] if row["name"] == "c")
+    assert up["saved"]["16"] == 0 < up["saved"]["12"] < up["saved"]["8"] < up["saved"]["4"] < 1
+    one, batch = details["speedup"]
+    assert one == batch >= 1 / 0.63
+    speed = f"speed       {one:.2f}x as fast on one sample, {batch:.2f}x on a batch"
+    assert speed in done.out.splitlines()
+    assert "time saved" in done.out
+    assert (cache / "latency.json").exists()
+    out.unlink()
+    done = run(*arguments, "--latency", "0.01")
+    assert done.code == 6
+    assert "latency cannot be brought to 0.01 of the original's" in done.err
+    assert not out.exists()
+
+
+def test_a_result_that_is_slower(
+    run: Run, net: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def race(model: ir.Model, forms: Any, inputs: Any, **_: Any) -> list[list[float]]:
+        return [[1.25] * len(inputs) for _ in forms]
+
+    monkeypatch.setattr(pruner, "race", race)
+    monkeypatch.setattr("graphopt.pruning.timing.race", race)
+    out = tmp_path / "s.onnx"
+    done = run("prune", net, "-o", out, "--data", data, "--macs", "0.55")
+    assert done.code == 6
+    assert "the pruned model would be slower: 0.80x" in done.err
+    assert not out.exists()
+
+
 # --- several passes -------------------------------------------------------------------------------
 
 
-def test_heads_layers_and_channels(
-    run: Run, models_dir: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heads_layers_and_channels(run: Run, models_dir: Path, few: Path, tmp_path: Path) -> None:
     model, out = models_dir / "digits_transformer.onnx", tmp_path / "s.onnx"
     report = tmp_path / "r.json"
     done = run(
