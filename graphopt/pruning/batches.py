@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphopt.calibration import Samples
+from graphopt.errors import CalibrationError
 from graphopt.runtime import Feeds
 
 __all__ = ["first", "split"]
@@ -15,7 +16,11 @@ _ASIDE = 0.125
 
 
 def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]:
-    """Batches to fit on, and those kept aside to judge the result."""
+    """Batches to fit on, and those kept aside to judge the result.
+
+    Raises:
+        CalibrationError: No batch holds anything.
+    """
     if data is None:
         return [], []
     batches: list[Feeds] = []
@@ -23,8 +28,11 @@ def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]
     for feeds in data:
         if count >= samples:
             break
-        batches.append(feeds)
-        count += _rows(feeds)
+        if _rows(feeds):
+            batches.append(feeds)
+            count += _rows(feeds)
+    if not batches:
+        raise CalibrationError("all samples are empty; give some with elements (--data)")
     aside: list[Feeds] = []
     kept = 0
     while len(batches) > 1 and kept + _rows(batches[-1]) <= max(count * _ASIDE, 1):
