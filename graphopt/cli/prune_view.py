@@ -51,13 +51,12 @@ def show_result(
 
     report = result.report
     records = pruning_records(report)
-    dry = any("dry" in r.text for r in records) and not any(r.changed for r in records)
     if any(record.status == "ok" for record in records):
         out.print(_summary(report, records, before, sum(f.stat().st_size for f in files)))
     for record in records:
         if record.status not in ("ok", "unchanged"):
             print_line(out, f"Not pruned ({record.text}): {record.reason}.", "bold yellow")
-    if dry:
+    if all(record.status == "unchanged" for record in records):
         print_line(out, "A dry run: nothing was changed or written.", "bold")
     for record in records:
         _show(out, record, verbose)
