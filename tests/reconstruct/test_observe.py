@@ -141,16 +141,3 @@ def test_problems_of_some_layers() -> None:
         start = problem.layer.matrix().transpose(0, 2, 1)
         np.testing.assert_allclose(problem.optimum[:, :-1], start, atol=1e-4)
         assert problem.rows == 90
-
-
-def test_few_rows_ask_for_no_ridge_where_weights_are_right() -> None:
-    """A column that repeats another can be left out without loss, however few the rows are."""
-    x = normal(64, 6)
-    x[:, 3] = 2 * x[:, 1]
-    model = network("y = MatMul(x, w)", "N,6", w=normal(6, 4))
-    (problem,) = observe(model, [{"x": x[i : i + 8]} for i in range(0, 64, 8)], {"y"}).values()
-    columns = np.ones((1, 6), bool)
-    columns[0, 1] = False
-    assert problem.error(problem.restricted(columns)) < 1e-3
-    columns[0, 2] = False
-    assert problem.error(problem.restricted(columns)) > 1e-2
