@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -224,37 +225,42 @@ def _blocks(out: Console, rows: Sequence[Mapping[str, Any]], verbose: bool) -> N
     if not rows:
         print_line(out, "There are no layers beside shortcuts.")
         return
-    gone = any(row["removed"] is not None for row in rows)
+    gone = [row for row in rows if row["removed"] is not None]
     may = [row for row in rows if row["reason"] is None]
-    shown = rows if verbose else [r for r in may if r["removed"] is not None or not gone]
-    table = make_table("layer", "kind", ">nodes", ">SQNR dB without", "")
+    shown = list(rows) if verbose else (gone or may or list(rows))[:_GROUPS]
+    tried = any(row["sqnr_db"] is not None for row in shown)
+    told = any(row["removed"] or row["reason"] for row in shown)
+    headings = ["layer", "kind", ">nodes", *([">SQNR dB without"] if tried else [])]
+    table = make_table(*headings, *([""] if told else []))
     for row in shown:
-        ratio = row["sqnr_db"]
-        told = f"removed as number {row['removed']}" if row["removed"] else row["reason"] or ""
-        table.add_row(
-            make_text(row["name"]),
-            row["kind"],
-            str(row["nodes"]),
-            "" if ratio is None else f"{float(ratio):.1f}",
-            make_text(told),
-        )
+        cells: list[str | Text] = [make_text(row["name"]), row["kind"], str(row["nodes"])]
+        if tried:
+            cells.append("" if row["sqnr_db"] is None else f"{float(row['sqnr_db']):.1f}")
+        if told:
+            number, why = row["removed"], row["reason"] or ""
+            cells.append(make_text(f"removed as number {number}" if number else why))
+        table.add_row(*cells)
     out.print(table)
     if len(shown) < len(rows):
-        print_line(out, f"{len(rows) - len(shown)} more layers stay (--verbose lists them)")
+        rest = len(rows) - len(shown)
+        word = "layer stays" if rest == 1 else "layers stay"
+        print_line(out, f"{rest} more {word} (--verbose lists them)")
 
 
 def _reasons(frozen: Sequence[Mapping[str, str]], what: str) -> Table:
     """Groups that stay, by reason; the most common first."""
-    named: defaultdict[str, list[str]] = defaultdict(list)
+    alike: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
     for row in frozen:
-        named[row["reason"]].append(row["name"])
-    ordered = sorted(named.items(), key=lambda item: -len(item[1]))
+        # What is named in it differs from group to group.
+        alike[re.sub(r"'[^']*'", "...", row["reason"])].append(row)
+    ordered = sorted(alike.items(), key=lambda item: -len(item[1]))
     table = make_table(">frozen", "because", f"{what} of")
-    for reason, names in ordered[:_SHOWN]:
-        more = f", {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-        told = ", ".join(names[:_NAMES]) + more
-        table.add_row(str(len(names)), make_text(reason), make_text(told))
-    others = sum(len(names) for _, names in ordered[_SHOWN:])
+    for kind, rows in ordered[:_SHOWN]:
+        reason = kind if len(rows) > 1 else rows[0]["reason"]
+        more = f", {len(rows) - _NAMES} more" if len(rows) > _NAMES else ""
+        told = ", ".join(row["name"] for row in rows[:_NAMES]) + more
+        table.add_row(str(len(rows)), make_text(reason), make_text(told))
+    others = sum(len(rows) for _, rows in ordered[_SHOWN:])
     if others:
         table.add_row(str(others), "for other reasons", "")
     return table

@@ -597,7 +597,9 @@ def test_curves() -> None:
     assert curve(group(noise={"16": 0.0, "8": "inf", "4": 0.0}), -40, 0) == "·[█]▁"
 
 
-def shown(rows: list[dict[str, Any]], verbose: bool, **record: Any) -> list[str]:
+def shown(
+    rows: list[dict[str, Any]], verbose: bool, more: dict[str, Any] | None = None, **record: Any
+) -> list[str]:
     details = {
         "groups": rows,
         "frozen": [{"name": f"f{i}", "reason": "Softmax mixes them"} for i in range(5)],
@@ -605,6 +607,7 @@ def shown(rows: list[dict[str, Any]], verbose: bool, **record: Any) -> list[str]
         "speedup": [1.25, 2.0],
         "quality": {"sqnr_db": None, "cosine": 1.0, "agreement": None, "samples": 3, "aside": True},
         "left": {"macs": 0.75, "params": 0.5, "bytes": 0.5},
+        **(more or {}),
     }
     each = PassRecord(
         text="prune-channels{macs=0.75}", name="prune-channels", details=details,
@@ -644,3 +647,29 @@ def test_the_report_of_a_dry_run() -> None:
     lines = shown([group()], False, changed=False, status="unchanged")
     assert "5 Softmax mixes them f0, f1, f2, 2 more" in lines
     assert any(line.startswith("Left would be 0.750 of the multiply-acc") for line in lines)
+
+
+def test_reasons_that_differ_in_names_alone_count_together() -> None:
+    frozen = [{"name": n, "reason": f"Add '{n}' joins it with others"} for n in "ab"]
+    frozen.append({"name": "y", "reason": "'y' is an output of the model"})
+    lines = shown([group()], False, {"frozen": frozen}, changed=False, status="unchanged")
+    assert "2 Add ... joins it with others a, b" in lines
+    assert "1 'y' is an output of the model y" in lines
+
+
+def test_the_report_of_layers() -> None:
+    row = {"name": "s1", "kind": "attention", "nodes": 5, "sqnr_db": None, "removed": None}
+    may, may_not = {**row, "reason": None}, {**row, "name": "s2", "reason": "another shape"}
+    lines = shown([], False, {"layers": [may, may_not]}, changed=False, status="unchanged")
+    assert lines.count("layer kind nodes") == 1
+    assert "s1 attention 5" in lines
+    assert "1 more layer stays (--verbose lists them)" in lines
+    lines = shown([], True, {"layers": [may, may_not]}, changed=False, status="unchanged")
+    assert "s2 attention 5 another shape" in lines
+    lines = shown([], False, {"layers": [may_not]}, changed=False, status="unchanged")
+    assert "s2 attention 5 another shape" in lines
+    gone = {**may, "name": "s3", "removed": 1, "sqnr_db": 12.25}
+    lines = shown([], False, {"layers": [may, gone]})
+    assert "layer kind nodes SQNR dB without" in lines
+    assert "s3 attention 5 12.2 removed as number 1" in lines
+    assert not any(line.startswith("s1") for line in lines)
