@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any, Literal
 
 from graphopt import Context, NotApplicable, PassManager, ir
@@ -78,6 +79,11 @@ def run(
         threads=options.threads,
         dry=options.dry,
     )
+    names = {node.name or "" for node in ir.all_nodes(source)}
+    names |= {v.name or "" for node in ir.all_nodes(source) for v in node.outputs}
+    for pattern in options.skip:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
     data = None if ctx.data is None else fitting(ctx.data, source)
     found: Outcome = prune(source, ctx.target, data, given, cache=ctx.cache)
     ctx.details.update(found.details)

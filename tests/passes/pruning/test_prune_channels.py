@@ -91,6 +91,13 @@ def test_declines(each: PruneChannels, data: Any, reason: str) -> None:
     assert reason in reasons(result)
 
 
+def test_patterns_that_match_nothing_are_named() -> None:
+    each = PruneChannels(macs=0.5, skip=("a", "zzz*"), **WEIGHTS)
+    result = check_pass(each, BEFORE, None, target="portable")
+    assert "nothing matches 'zzz*', which was to be skipped" in reasons(result)
+    assert "'a'" not in reasons(result)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
