@@ -130,7 +130,14 @@ def test_nothing_lost_is_nothing_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["digits_vgg", "digits_resnet", "digits_mobilenet", "digits_transformer", "digits_lstm"]
+    "name",
+    [
+        pytest.param("digits_vgg", marks=pytest.mark.slow),
+        pytest.param("digits_resnet", marks=pytest.mark.slow),
+        "digits_mobilenet",
+        "digits_transformer",
+        "digits_lstm",
+    ],
 )
 def test_reference_models(models_dir: Path, name: str) -> None:
     model = PassManager("O2").run(load(models_dir / f"{name}.onnx")).model
