@@ -32,8 +32,7 @@ def dead_of(channels: Channels, units: Sequence[Unit], left: Sequence[int]) -> A
 
 def used_columns(layer: Layer, units: Sequence[Unit], left: Sequence[int]) -> Array:
     """Which columns of a layer are still read, bool ``[groups, columns]``."""
-    weight = layer.matrix()
-    used = np.ones((weight.shape[0], weight.shape[2]), bool)
+    used = np.ones((layer.groups, layer.columns), bool)
     for unit, n in zip(units, left, strict=True):
         if 0 < n < unit.size:
             for read in unit.reads:
