@@ -100,6 +100,11 @@ def run(
     ctx.details["macs"] = [Cost(source).macs, Cost(pruned).macs]
     ctx.rewriter().become(pruned)
     ctx.remark(found.reason)
+    if given.recover and not found.details["fits"]:
+        ctx.remark(
+            "no layer could be fitted to make up for what went: weights that are not float32 stay "
+            "as they are; prune before quantizing"
+        )
     ctx.stats.applied[f"prune {kind}"] += 1
     return True
 

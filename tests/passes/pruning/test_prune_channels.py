@@ -300,6 +300,8 @@ def test_a_small_model_pruned_and_quantized(text: str, least: float) -> None:
     ir.verify(result.model)
     ir.check(model, result.model)
     assert Trial(model, data).quality(result.model).sqnr_db > least
+    (remarks,) = (r.remarks for r in result.report.passes if r.name == "prune-channels")
+    assert any("prune before quantizing" in text for text in remarks) == (least == 0.0)
     assert Cost(result.model).macs <= 0.61 * Cost(model).macs
 
 
