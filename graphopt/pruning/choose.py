@@ -21,6 +21,10 @@ Array = np.ndarray[Any, Any]
 # A measured latency within this of the goal is the goal.
 _CLOSE = 0.02
 _ROUNDS = 8
+# Where both size and time are to be saved: what time counts in the price of a channel, and how much
+# more than asked for may go for its sake.
+_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+_TIGHTER = (1.0, 0.96, 0.92)
 
 
 class Chooser:
@@ -52,7 +56,7 @@ class Chooser:
         self._time: float | None = None
         if goal.what == "latency":
             self._time = goal.left
-        elif measure is not None and goal.what == "macs" and options.payoff:
+        elif measure is not None and goal.what == "macs" and options.ranking == "measured":
             self._time = 1.0 - options.payoff * (1.0 - goal.left)
         # What is saved together in units of what units save one by one.
         self._gain = 1.0
@@ -61,6 +65,12 @@ class Chooser:
         """Channels of each unit; where the goal is out of reach, the nearest to it."""
         if self._time is None or self.measure is None:
             return self._ranked()
+        if self.options.goal.what == "latency":
+            return self._timed(self._time, self.measure)
+        return self._paying(self._time, self.measure)
+
+    def _timed(self, goal: float, measure: Callable[[Sequence[int]], float]) -> list[int]:
+        """Correct what units save together until what is measured is the goal."""
         seen: dict[tuple[int, ...], float] = {}
         for _ in range(_ROUNDS):
             left = self._ranked()
@@ -69,24 +79,37 @@ class Chooser:
             key = tuple(left)
             again = key in seen
             if not again:
-                seen[key] = self.measure(left)
+                seen[key] = measure(left)
             ratio, expected = seen[key], 1.0 - self._expected(left)
-            if again or abs(ratio / self._time - 1) <= _CLOSE or expected <= 0:
+            if again or abs(ratio / goal - 1) <= _CLOSE or expected <= 0:
                 break
-            gain = max((1.0 - ratio) / expected, 0.05)
-            if ratio < self._time and abs(gain / self._gain - 1) <= _CLOSE:
-                break
-            self._gain = gain
-        met = [key for key, ratio in seen.items() if ratio <= self._time * (1 + _CLOSE)]
+            self._gain = max((1.0 - ratio) / expected, 0.05)
+        met = [key for key, ratio in seen.items() if ratio <= goal * (1 + _CLOSE)]
         if met:
             slowest = max(met, key=seen.__getitem__)
             return list(slowest)
-        if self.options.goal.what == "latency":
-            fastest = min(seen, key=seen.__getitem__, default=tuple(self._ranked()))
-            return list(fastest)
-        # As much time cannot be saved as the size would let hope; the size was asked for.
-        self._time = None
-        return self._ranked()
+        fastest = min(seen, key=seen.__getitem__, default=tuple(self._ranked()))
+        return list(fastest)
+
+    def _paying(self, goal: float, measure: Callable[[Sequence[int]], float]) -> list[int]:
+        """The least noise that saves the size asked for, and time in proportion.
+
+        Where no choice saves that much time, the size was asked for and the time was not.
+        """
+        found: dict[tuple[int, ...], float] = {}
+        for weight in _WEIGHTS:
+            for tighter in _TIGHTER:
+                left = tuple(self._ranked(weight, tighter))
+                if self.share(left) <= self.options.goal.left + 1e-9:
+                    found.setdefault(left, self._noise(left))
+        ranked = sorted(found, key=found.__getitem__)
+        for left in ranked:
+            if measure(left) <= goal * (1 + _CLOSE):
+                return list(left)
+        return list(ranked[0]) if ranked else self._ranked(0.0)
+
+    def _noise(self, left: Sequence[int]) -> float:
+        return math.fsum(u.noise.get(n, 0.0) ** 2 for u, n in zip(self.units, left, strict=True))
 
     def size(self, left: Sequence[int], what: str) -> float:
         """A size of the model with so many channels of each unit."""
@@ -105,37 +128,42 @@ class Chooser:
         return self.size(left, what) / self.size(full, what)
 
     def asked(self, left: Sequence[int]) -> float:
-        """What is left in units of what may be, of size and time the worse."""
+        """What is left in units of what may be."""
         goal = self.options.goal
-        found = 0.0 if goal.what == "latency" else self.share(left) / goal.left
-        if self._time is not None:
-            time = 1.0 - self._gain * (1.0 - self._expected(left))
-            found = max(found, time / self._time)
-        return found
+        if goal.what != "latency":
+            return self.share(left) / goal.left
+        return (1.0 - self._gain * (1.0 - self._expected(left))) / goal.left
 
     def _expected(self, left: Sequence[int]) -> float:
         saved = [u.saved[n] for u, n in zip(self.units, left, strict=True)]
         return max(0.0, 1.0 - math.fsum(saved))
 
-    def _ranked(self) -> list[int]:
+    def _ranked(self, weight: float = 1.0, tighter: float = 1.0) -> list[int]:
+        """Levels that leave no more than may be left.
+
+        Args:
+            weight: What time counts in a price, against size.
+            tighter: Factor of what may be left.
+        """
         if self.options.ranking == "local":
-            return uniform(self.units, self.asked, 1.0)
+            return uniform(self.units, self.asked, tighter)
         if self.options.ranking == "global":
             return self._by_score()
-        prices = [self._prices(i) for i in range(len(self.units))]
-        return allocate(self.units, prices, self.asked, 1.0)
+        prices = [self._prices(i, weight) for i in range(len(self.units))]
+        return allocate(self.units, prices, self.asked, tighter)
 
-    def _prices(self, index: int) -> Array:
+    def _prices(self, index: int, weight: float) -> Array:
         """What each level of a unit saves, of size and time, in units of what has to be saved."""
         unit, goal = self.units[index], self.options.goal
         full = [u.size for u in self.units]
         found = np.zeros(len(unit.levels))
         if goal.what != "latency":
             levels = ([*full[:index], n, *full[index + 1 :]] for n in unit.levels)
-            found += (1.0 - np.array([self.share(each) for each in levels])) / (1.0 - goal.left)
+            size = 1.0 - np.array([self.share(each) for each in levels])
+            found += (1.0 if self._time is None else 1.0 - weight) * size / (1.0 - goal.left)
         if self._time is not None:
             saved = np.array([unit.saved[n] for n in unit.levels])
-            found += self._gain * saved / (1.0 - self._time)
+            found += weight * saved / (1.0 - self._time)
         return found
 
     def _by_score(self) -> list[int]:

@@ -113,7 +113,7 @@ class _Pruner:
             order_channels(self.units, problems, scores)
         else:
             order_by_score(self.units, scores, self.options.criterion)
-        if self.fit:
+        if self.fit and (self.options.ranking == "measured" or self.options.dry):
             with self._timed("noise"):
                 trial = Trial(self.model, first(self.fit, _TRIED))
                 measure_noise(self.channels, self.units, problems, trial)
@@ -175,7 +175,8 @@ class _Pruner:
     def _time(self) -> bool:
         """Measure what units save; whether that is of use and could be done."""
         options = self.options
-        if options.goal.what != "latency" and not (options.goal.what == "macs" and options.payoff):
+        paying = options.goal.what == "macs" and options.payoff and options.ranking == "measured"
+        if options.goal.what != "latency" and not paying:
             return False
         if runs_here(self.target) is not None or not self.fit:
             return False
