@@ -47,6 +47,7 @@ class Options:
         skip: Patterns of names of tensors whose channels stay.
         whole: Let layers beside shortcuts go whole.
         recover: Fit the layers that stay.
+        vary: Fit them on samples with other ids, too, where inputs look up embeddings.
         budget: What the result has to keep.
         samples: How many to use, at most.
         threads: Threads of an operator when latency is measured.
@@ -63,6 +64,7 @@ class Options:
     skip: Sequence[str] = ()
     whole: bool = True
     recover: bool = True
+    vary: bool = True
     budget: Budget = dataclasses.field(default_factory=Budget)
     samples: int = 512
     threads: int = 1

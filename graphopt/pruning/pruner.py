@@ -36,6 +36,7 @@ from graphopt.pruning.recover import dead_of, recovered
 from graphopt.pruning.sizes import Measure, Sizes
 from graphopt.pruning.timing import measure_savings, shortened
 from graphopt.pruning.units import Unit, find_units
+from graphopt.pruning.vary import varied
 from graphopt.reconstruct import Problem, layers, observe
 from graphopt.targets import Target
 
@@ -44,6 +45,8 @@ __all__ = ["prune"]
 Array = np.ndarray[Any, Any]
 # Samples that noise is measured on.
 _TRIED = 128
+# Roughly how long one choice and the original are each measured.
+_SECONDS = 0.4
 # Outputs whose ratio of signal to noise in dB is below have nothing to do with the original's. A
 # user who asks for half the work and no accuracy gets what there is above.
 _LEAST = 0.0
@@ -99,6 +102,8 @@ class _Pruner:
             skip=options.skip,
         )
         self.fit, self.aside = split(data, options.samples)
+        # Made-up samples show layers more of what they may read; nothing is judged on them.
+        self.more = varied(model, self.fit) if options.vary else self.fit
         self.details: dict[str, Any] = {}
         self._seconds: dict[str, float] = {}
 
@@ -170,7 +175,7 @@ class _Pruner:
             return {}
         with self._timed("observe"):
             names = {read.layer for unit in self.units for read in unit.reads}
-            return observe(self.model, self.fit, names)
+            return observe(self.model, self.more, names)
 
     def _time(self) -> bool:
         """Measure what units save; whether that is of use and could be done."""
@@ -201,7 +206,12 @@ class _Pruner:
         form = shortened(self.model, self.channels, self.units, left)
         feeds = settings(self.fit[0], self.model)[:1]
         ((ratio,),) = race(
-            self.model, [form], feeds, target=self.target, threads=self.options.threads
+            self.model,
+            [form],
+            feeds,
+            target=self.target,
+            threads=self.options.threads,
+            seconds=_SECONDS,
         )
         return ratio
 
@@ -213,7 +223,7 @@ class _Pruner:
         whole = wanted = self.model
         if self.options.recover:
             with self._timed("recover"):
-                whole, wanted, fits = recovered(self.channels, self.units, left, self.fit)
+                whole, wanted, fits = recovered(self.channels, self.units, left, self.more)
             self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
         dead = dead_of(self.channels, self.units, left)
         pruned = _cut_out(whole, self.channels, self.units, left, dead, self.options.recover)

@@ -74,6 +74,7 @@ def run(
         skip=options.skip,
         whole=getattr(options, "whole", False),
         recover=options.recover,
+        vary=options.vary,
         budget=Budget(options.min_sqnr, options.max_drop),
         samples=options.samples,
         threads=options.threads,

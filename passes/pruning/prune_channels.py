@@ -31,10 +31,11 @@ class PruneChannels(Pass):
     saved has to be saved in measured time, too, where that is possible), least (smallest share of a
     group that stays), round-to (what numbers of channels are multiples of), skip (patterns of names
     of values whose channels stay), whole (let layers beside shortcuts go whole), recover (fit the
-    layers that stay), min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop
-    (largest share of predictions that may change, in percent), dry (only list groups, what they
-    would lose, and why others are frozen), samples (how many to use, at most), threads (of an
-    operator, when latency is measured).
+    layers that stay), vary (fit them on samples with other ids, too, where inputs look up
+    embeddings), min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest
+    share of predictions that may change, in percent), dry (only list groups, what they would lose,
+    and why others are frozen), samples (how many to use, at most), threads (of an operator, when
+    latency is measured).
 
     Example: Conv(Relu(Conv(x, v)), w) -> Conv(Relu(Conv(x, v[:24])), w'[:, :24])
 
@@ -62,6 +63,7 @@ class PruneChannels(Pass):
     skip: tuple[str, ...] = ()
     whole: bool = True
     recover: bool = True
+    vary: bool = True
     min_sqnr: float | None = None
     max_drop: float | None = None
     dry: bool = False
