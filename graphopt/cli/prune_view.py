@@ -179,7 +179,8 @@ def _groups(
         print_line(
             out,
             f"bars: noise at the outputs where this group alone loses {what}, more to the right, "
-            f"from {round(low)} dB ({_BARS[0]}) to {round(high)} dB ({_BARS[-1]}); · none lost, [ ] taken"
+            f"from {round(low)} dB ({_BARS[0]}) to {round(high)} dB ({_BARS[-1]}); · none lost, "
+            "[ ] taken"
             + (", | the whole layer" if any("0" in row["noise"] for row in tried) else ""),
         )
     if len(shown) < len(rows):

@@ -26,10 +26,10 @@ class PruneHeads(Pass):
     l1, l2, activation, taylor, random), ranking (measured, by noise at the outputs; global, by
     scores; local, the same share of each layer), least (smallest share of the heads of a layer that
     stays), skip (patterns of names of values whose heads stay), recover (fit the layers that stay),
-    vary (fit them on samples with other ids, too, where inputs look up embeddings), min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
-    predictions that may change, in percent), dry (only list layers, what they would lose, and why
-    others are frozen), samples (how many to use, at most), threads (of an operator, when latency is
-    measured).
+    vary (fit them on samples with other ids, too, where inputs look up embeddings), min-sqnr (least
+    signal-to-noise ratio of the outputs, in dB), max-drop (largest share of predictions that may
+    change, in percent), dry (only list layers, what they would lose, and why others are frozen),
+    samples (how many to use, at most), threads (of an operator, when latency is measured).
 
     Example: 12 heads of 32 channels -> 10 heads of 32 channels
 

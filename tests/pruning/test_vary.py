@@ -1,4 +1,4 @@
-"""Samples with other rows of embedding tables: what stays, what changes, and where none are made."""
+"""Samples with other rows of embedding tables: what stays, and where none are made."""
 
 from __future__ import annotations
 
