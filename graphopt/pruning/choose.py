@@ -24,7 +24,7 @@ _ROUNDS = 8
 # Where both size and time are to be saved: what time counts in the price of a channel, and how much
 # more than asked for may go for its sake.
 _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-_TIGHTER = (1.0, 0.96, 0.92)
+_TIGHTER = (1.0, 0.95, 0.9)
 
 
 class Chooser:
@@ -96,6 +96,9 @@ class Chooser:
 
         Where no choice saves that much time, the size was asked for and the time was not.
         """
+        both = self._both(goal, measure)
+        if both is not None:
+            return both
         found: dict[tuple[int, ...], float] = {}
         for weight in _WEIGHTS:
             for tighter in _TIGHTER:
@@ -104,9 +107,32 @@ class Chooser:
                     found.setdefault(left, self._noise(left))
         ranked = sorted(found, key=found.__getitem__)
         for left in ranked:
-            if measure(left) <= goal * (1 + _CLOSE):
+            if measure(left) <= goal:
                 return list(left)
         return list(ranked[0]) if ranked else self._ranked(0.0)
+
+    def _both(self, goal: float, measure: Callable[[Sequence[int]], float]) -> list[int] | None:
+        """Channels of each unit where time decides, as long as little more goes than asked for."""
+        left_size = self.options.goal.left
+        for _ in range(_ROUNDS):
+
+            def worse(left: Sequence[int]) -> float:
+                return max(self.share(left) / left_size, self._time_left(left) / goal)
+
+            prices = [self._prices(i, 1.0) for i in range(len(self.units))]
+            left = allocate(self.units, prices, worse, 1.0)
+            expected = 1.0 - self._expected(left)
+            if (
+                worse(left) > 1 + 1e-9
+                or self.share(left) < _TIGHTER[-1] * left_size
+                or not expected
+            ):
+                return None
+            ratio = measure(left)
+            if ratio <= goal * (1 + _CLOSE):
+                return left
+            self._gain = max((1.0 - ratio) / expected, 0.05)
+        return None
 
     def _noise(self, left: Sequence[int]) -> float:
         return math.fsum(u.noise.get(n, 0.0) ** 2 for u, n in zip(self.units, left, strict=True))
@@ -132,7 +158,10 @@ class Chooser:
         goal = self.options.goal
         if goal.what != "latency":
             return self.share(left) / goal.left
-        return (1.0 - self._gain * (1.0 - self._expected(left))) / goal.left
+        return self._time_left(left) / goal.left
+
+    def _time_left(self, left: Sequence[int]) -> float:
+        return 1.0 - self._gain * (1.0 - self._expected(left))
 
     def _expected(self, left: Sequence[int]) -> float:
         saved = [u.saved[n] for u, n in zip(self.units, left, strict=True)]

@@ -46,7 +46,7 @@ Array = np.ndarray[Any, Any]
 # Samples that noise is measured on.
 _TRIED = 128
 # Roughly how long one choice and the original are each measured.
-_SECONDS = 0.4
+_SECONDS = 0.8
 # Outputs whose ratio of signal to noise in dB is below have nothing to do with the original's. A
 # user who asks for half the work and no accuracy gets what there is above.
 _LEAST = 0.0
