@@ -15,6 +15,7 @@ from graphopt import ir
 from graphopt.bundle.manifest import SCHEMA
 from graphopt.bundle.script import SCRIPT
 from graphopt.errors import ExportError
+from graphopt.ir.save import alive
 
 __all__ = ["check_folder", "write_folder"]
 
@@ -114,7 +115,7 @@ def _beside(path: Path) -> Iterator[Path]:
     """A new folder on the same file system, which is gone afterwards unless it was moved."""
     for left in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
         pid = left.name.removesuffix(_SUFFIX).rpartition(".")[2]
-        if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
+        if pid.isdigit() and int(pid) != os.getpid() and not alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     folder = path.with_name(f".{path.name}.new.{os.getpid()}{_SUFFIX}")
     shutil.rmtree(folder, ignore_errors=True)
@@ -138,13 +139,3 @@ def _put(folder: Path, path: Path) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -24,7 +24,7 @@ from graphopt.ir.origin import opaque, origin, verbatim
 from graphopt.ir.prepare import referring
 from graphopt.ir.proto import PROTOBUF_LIMIT, nbytes, to_proto
 
-__all__ = ["atomic_write", "save"]
+__all__ = ["alive", "atomic_write", "save"]
 
 _ALIGN = 4096  # page size: consumers map the tensors
 _SMALL = 1024  # below this a reference is not worth its own bytes
@@ -293,11 +293,12 @@ def _remove_leftovers(target: Path) -> None:
     """Temporary files of saves to this target whose process was killed."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}*{_SUFFIX}"):
         pid = leftover.name.removesuffix(_SUFFIX).rpartition(".")[2]
-        if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
+        if pid.isdigit() and int(pid) != os.getpid() and not alive(int(pid)):
             leftover.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process runs; where that cannot be told it may."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
