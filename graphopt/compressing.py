@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -184,10 +182,7 @@ def _together(
         return
     fit, aside = split(fitting(data, source), asked.samples)
     quality = Trial(source, aside or fit).quality(result.model)
-    told = {**dataclasses.asdict(quality), "aside": bool(aside)}
-    total: dict[str, Any] = {"quality": told}
-    if math.isinf(quality.sqnr_db):
-        told["sqnr_db"] = None
+    total: dict[str, Any] = {"quality": {**quality.to_json(), "aside": bool(aside)}}
     if runs_here(target) is None:
         inputs = settings((aside or fit)[0], source)
         (ratios,) = race(source, [result.model], inputs, target=target, threads=asked.threads)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "is_deterministic",
     "is_pure",
     "make_attr",
+    "matches",
     "opset",
     "rank",
     "static_shape",
@@ -161,6 +163,12 @@ def attr(node: Node, name: str, default: Any = None) -> Any:
         return tuple(value) if isinstance(value, (list, tuple)) else value
     found = _schema.default(node.domain, node.op_type, opset(node, node.domain), name)
     return default if found is None else found
+
+
+def matches(node: Node, patterns: Iterable[str]) -> bool:
+    """Whether a pattern (``*`` and ``?``) is a node's operator, or its name or that of a value."""
+    names = [node.op_type, node.name or "", *(v.name or "" for v in node.outputs)]
+    return any(fnmatch.fnmatchcase(n, p) for p in patterns for n in names)
 
 
 def use_count(value: Value) -> int:

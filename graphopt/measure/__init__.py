@@ -1,11 +1,12 @@
 """What forms of a model are worth: quality on samples, latency on the target."""
 
 from graphopt.measure.budget import Budget
-from graphopt.measure.race import race, runs_here, settings
+from graphopt.measure.race import SCATTER, race, runs_here, settings
 from graphopt.measure.tables import LatencyTable, machine_name, shaped
 from graphopt.measure.trial import Quality, Trial, decibels, difference, square
 
 __all__ = [
+    "SCATTER",
     "Budget",
     "LatencyTable",
     "Quality",

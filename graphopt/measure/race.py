@@ -13,7 +13,10 @@ from graphopt import ir
 from graphopt.runtime import Feeds, Session, interleaved, open_session, provider_status
 from graphopt.targets import Target
 
-__all__ = ["race", "runs_here", "settings"]
+__all__ = ["SCATTER", "race", "runs_here", "settings"]
+
+# Ratios of times scatter by about as much: a form that takes less than this is not slower.
+SCATTER = 1.02
 
 
 def runs_here(target: Target) -> str | None:

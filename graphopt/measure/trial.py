@@ -41,6 +41,11 @@ class Quality:
     agreement: float | None
     samples: int
 
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain data; an infinite ratio is None."""
+        ratio = None if math.isinf(self.sqnr_db) else self.sqnr_db
+        return {**dataclasses.asdict(self), "sqnr_db": ratio}
+
     def __str__(self) -> str:
         """The figures as a person reads them."""
         share = "" if self.agreement is None else f", {100 * self.agreement:.2f} % same predictions"

@@ -11,7 +11,7 @@ import numpy as np
 from graphopt.pruning.allocate import allocate, uniform
 from graphopt.pruning.criteria import Criterion, Scores, normalized
 from graphopt.pruning.options import Options
-from graphopt.pruning.sizes import Sizes
+from graphopt.pruning.sizes import Measure, Sizes
 from graphopt.pruning.units import Unit
 
 __all__ = ["Chooser"]
@@ -21,10 +21,8 @@ Array = np.ndarray[Any, Any]
 # A measured latency within this of the goal is the goal.
 _CLOSE = 0.02
 _ROUNDS = 8
-# Where both size and time are to be saved: what time counts in the price of a channel, and how much
-# more than asked for may go for its sake.
-_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-_TIGHTER = (1.0, 0.95, 0.9)
+# How much more than asked for may go for the sake of time, as a share of what may be left.
+_BEYOND = 0.1
 
 
 class Chooser:
@@ -53,11 +51,13 @@ class Chooser:
         order = {id(g): i for i, g in enumerate(sizes.channels.groups)}
         self._places = [order[id(u.group)] for u in units]
         goal = options.goal
+        self._size = None if goal.what == "latency" else goal.left
         self._time: float | None = None
         if goal.what == "latency":
             self._time = goal.left
         elif measure is not None and goal.what == "macs" and options.ranking == "measured":
             self._time = 1.0 - options.payoff * (1.0 - goal.left)
+        self._needs_time = self._time is not None
         # What is saved together in units of what units save one by one.
         self._gain = 1.0
 
@@ -65,84 +65,48 @@ class Chooser:
         """Channels of each unit; where the goal is out of reach, the nearest to it."""
         if self._time is None or self.measure is None:
             return self._ranked()
-        if self.options.goal.what == "latency":
-            return self._timed(self._time, self.measure)
-        return self._paying(self._time, self.measure)
+        found = self._corrected(self._time, self.measure)
+        if found is None:
+            # Time in proportion is not to be had. It still has its part in the prices.
+            self._needs_time = False
+            found = self._ranked()
+        return found
 
-    def _timed(self, goal: float, measure: Callable[[Sequence[int]], float]) -> list[int]:
-        """Correct what units save together until what is measured is the goal."""
+    def _corrected(
+        self, goal: float, measure: Callable[[Sequence[int]], float]
+    ) -> list[int] | None:
+        """Correct what units save together until what is measured is the goal in time.
+
+        Returns:
+            None where that takes much more of the size than was asked for.
+        """
+        only_time = self._size is None
         seen: dict[tuple[int, ...], float] = {}
         for _ in range(_ROUNDS):
             left = self._ranked()
-            if self.asked(left) > 1.0 + 1e-9:
+            expected = 1.0 - self._expected(left)
+            if tuple(left) in seen or self.asked(left) > 1.0 + 1e-9 or expected <= 0:
                 break
-            key = tuple(left)
-            again = key in seen
-            if not again:
-                seen[key] = measure(left)
-            ratio, expected = seen[key], 1.0 - self._expected(left)
-            if again or abs(ratio / goal - 1) <= _CLOSE or expected <= 0:
+            ratio = seen[tuple(left)] = measure(left)
+            if ratio <= goal and not (only_time and ratio < goal * (1 - _CLOSE)):
                 break
             self._gain = max((1.0 - ratio) / expected, 0.05)
-        met = [key for key, ratio in seen.items() if ratio <= goal * (1 + _CLOSE)]
+        slack = 1 + _CLOSE if only_time else 1.0
+        met = [key for key, ratio in seen.items() if ratio <= goal * slack]
         if met:
             slowest = max(met, key=seen.__getitem__)
-            return list(slowest)
+            within = only_time or self.share(slowest) >= (1 - _BEYOND) * self.options.goal.left
+            return list(slowest) if within else None
+        if not only_time:
+            return None
         fastest = min(seen, key=seen.__getitem__, default=tuple(self._ranked()))
         return list(fastest)
 
-    def _paying(self, goal: float, measure: Callable[[Sequence[int]], float]) -> list[int]:
-        """The least noise that saves the size asked for, and time in proportion.
-
-        Where no choice saves that much time, the size was asked for and the time was not.
-        """
-        both = self._both(goal, measure)
-        if both is not None:
-            return both
-        found: dict[tuple[int, ...], float] = {}
-        for weight in _WEIGHTS:
-            for tighter in _TIGHTER:
-                left = tuple(self._ranked(weight, tighter))
-                if self.share(left) <= self.options.goal.left + 1e-9:
-                    found.setdefault(left, self._noise(left))
-        ranked = sorted(found, key=found.__getitem__)
-        for left in ranked:
-            if measure(left) <= goal:
-                return list(left)
-        return list(ranked[0]) if ranked else self._ranked(0.0)
-
-    def _both(self, goal: float, measure: Callable[[Sequence[int]], float]) -> list[int] | None:
-        """Channels of each unit where time decides, as long as little more goes than asked for."""
-        left_size = self.options.goal.left
-        for _ in range(_ROUNDS):
-
-            def worse(left: Sequence[int]) -> float:
-                return max(self.share(left) / left_size, self._time_left(left) / goal)
-
-            prices = [self._prices(i, 1.0) for i in range(len(self.units))]
-            left = allocate(self.units, prices, worse, 1.0)
-            expected = 1.0 - self._expected(left)
-            if (
-                worse(left) > 1 + 1e-9
-                or self.share(left) < _TIGHTER[-1] * left_size
-                or not expected
-            ):
-                return None
-            ratio = measure(left)
-            if ratio <= goal * (1 + _CLOSE):
-                return left
-            self._gain = max((1.0 - ratio) / expected, 0.05)
-        return None
-
-    def _noise(self, left: Sequence[int]) -> float:
-        return math.fsum(u.noise.get(n, 0.0) ** 2 for u, n in zip(self.units, left, strict=True))
-
-    def size(self, left: Sequence[int], what: str) -> float:
+    def size(self, left: Sequence[int], what: Measure) -> float:
         """A size of the model with so many channels of each unit."""
         alive = self.sizes.full.copy()
         alive[self._places] = left
-        name = "parameters" if what == "params" else what
-        return self.sizes.at(name, alive)  # type: ignore[arg-type]
+        return self.sizes.at(what, alive)
 
     def share(self, left: Sequence[int]) -> float:
         """The share of what the goal is about that is left."""
@@ -154,45 +118,36 @@ class Chooser:
         return self.size(left, what) / self.size(full, what)
 
     def asked(self, left: Sequence[int]) -> float:
-        """What is left in units of what may be."""
-        goal = self.options.goal
-        if goal.what != "latency":
-            return self.share(left) / goal.left
-        return self._time_left(left) / goal.left
-
-    def _time_left(self, left: Sequence[int]) -> float:
-        return 1.0 - self._gain * (1.0 - self._expected(left))
+        """What is left in units of what may be, of size and time the worse."""
+        found = 0.0 if self._size is None else self.share(left) / self._size
+        if self._time is not None and self._needs_time:
+            time = 1.0 - self._gain * (1.0 - self._expected(left))
+            found = max(found, time / self._time)
+        return found
 
     def _expected(self, left: Sequence[int]) -> float:
         saved = [u.saved[n] for u, n in zip(self.units, left, strict=True)]
         return max(0.0, 1.0 - math.fsum(saved))
 
-    def _ranked(self, weight: float = 1.0, tighter: float = 1.0) -> list[int]:
-        """Levels that leave no more than may be left.
-
-        Args:
-            weight: What time counts in a price, against size.
-            tighter: Factor of what may be left.
-        """
+    def _ranked(self) -> list[int]:
         if self.options.ranking == "local":
-            return uniform(self.units, self.asked, tighter)
+            return uniform(self.units, self.asked, 1.0)
         if self.options.ranking == "global":
             return self._by_score()
-        prices = [self._prices(i, weight) for i in range(len(self.units))]
-        return allocate(self.units, prices, self.asked, tighter)
+        prices = [self._prices(i) for i in range(len(self.units))]
+        return allocate(self.units, prices, self.asked, 1.0)
 
-    def _prices(self, index: int, weight: float) -> Array:
+    def _prices(self, index: int) -> Array:
         """What each level of a unit saves, of size and time, in units of what has to be saved."""
-        unit, goal = self.units[index], self.options.goal
+        unit = self.units[index]
         full = [u.size for u in self.units]
         found = np.zeros(len(unit.levels))
-        if goal.what != "latency":
+        if self._size is not None:
             levels = ([*full[:index], n, *full[index + 1 :]] for n in unit.levels)
-            size = 1.0 - np.array([self.share(each) for each in levels])
-            found += (1.0 if self._time is None else 1.0 - weight) * size / (1.0 - goal.left)
+            found += (1.0 - np.array([self.share(each) for each in levels])) / (1.0 - self._size)
         if self._time is not None:
             saved = np.array([unit.saved[n] for n in unit.levels])
-            found += weight * saved / (1.0 - self._time)
+            found += self._gain * saved / (1.0 - self._time)
         return found
 
     def _by_score(self) -> list[int]:

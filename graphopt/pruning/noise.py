@@ -11,9 +11,9 @@ from graphopt import ir
 from graphopt.analyses import Channels
 from graphopt.measure import Trial
 from graphopt.pruning.criteria import Scores
-from graphopt.pruning.layers_out import bypass, find_blocks, take_out
 from graphopt.pruning.masking import masked
 from graphopt.pruning.recover import used_columns
+from graphopt.pruning.shorten import dead_of, shortened
 from graphopt.pruning.units import Unit
 from graphopt.reconstruct import Problem, Reader, eliminate, layers
 from graphopt.rewrite import Rewriter
@@ -87,18 +87,10 @@ def _variant(
 ) -> ir.Model:
     """The model with the loss of one unit only."""
     if not left:
-        model = ir.clone(channels.model)
-        assert unit.block is not None
-        name = unit.block.name
-        rw = Rewriter(model)
-        bypass(rw, next(b for b in find_blocks(model) if b.name == name))
-        take_out(rw, [name])
-        return model
+        return shortened(channels.model, channels, [unit], [0])
     fitted = {r.layer for r in unit.reads if r.layer in problems}
     if unit.others or len(fitted) < len({r.layer for r in unit.reads}):
-        dead = np.zeros(channels.count, bool)
-        dead[unit.dead(left)] = True
-        model = masked(channels, dead)
+        model = masked(channels, dead_of(channels, [unit], [left]))
     else:
         model = ir.clone(channels.model)
     rw = Rewriter(model)

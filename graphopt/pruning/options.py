@@ -58,7 +58,7 @@ class Options:
     kind: Literal["channels", "heads"] = "channels"
     criterion: Literal["obs"] | Criterion = "obs"
     ranking: Literal["measured", "global", "local"] = "measured"
-    payoff: float = 2 / 3
+    payoff: float = 0.67
     least: float = 0.1
     multiple: int | None = None
     skip: Sequence[str] = ()

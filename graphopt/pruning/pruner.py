@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from graphopt import ir
 from graphopt.analyses import Channels
 from graphopt.calibration import Samples
 from graphopt.errors import NotApplicable
 from graphopt.measure import (
+    SCATTER,
     Budget,
     LatencyTable,
     Quality,
@@ -32,17 +30,18 @@ from graphopt.pruning.criteria import Scores
 from graphopt.pruning.layers_out import find_blocks
 from graphopt.pruning.noise import measure_noise, order_by_score, order_channels
 from graphopt.pruning.options import Options, Outcome
-from graphopt.pruning.recover import dead_of, recovered
-from graphopt.pruning.sizes import Measure, Sizes
-from graphopt.pruning.timing import measure_savings, shortened
-from graphopt.pruning.units import Unit, find_units
+from graphopt.pruning.recover import recovered
+from graphopt.pruning.shorten import shortened
+from graphopt.pruning.sizes import MEASURES, Sizes
+from graphopt.pruning.timing import measure_savings
+from graphopt.pruning.units import find_units
 from graphopt.pruning.vary import varied
 from graphopt.reconstruct import Problem, layers, observe
 from graphopt.targets import Target
 
 __all__ = ["prune"]
 
-Array = np.ndarray[Any, Any]
+
 # Samples that noise is measured on.
 _TRIED = 128
 # Roughly how long one choice and the original are each measured.
@@ -155,10 +154,7 @@ class _Pruner:
             if needs:
                 raise NotApplicable(f"{' and '.join(needs)} need calibration data (--data)")
         what = options.goal.what
-        measured: Measure | None = (
-            "parameters" if what == "params" else what if what in ("macs", "bytes") else None
-        )
-        if measured is not None and not self.sizes.at(measured, self.sizes.full):
+        if what in MEASURES and not self.sizes.at(what, self.sizes.full):
             raise NotApplicable(f"the model has no {_WORDS[what]} to save")
         if what == "latency":
             reason = runs_here(self.target)
@@ -225,8 +221,7 @@ class _Pruner:
             with self._timed("recover"):
                 whole, wanted, fits = recovered(self.channels, self.units, left, self.more)
             self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
-        dead = dead_of(self.channels, self.units, left)
-        pruned = _cut_out(whole, self.channels, self.units, left, dead, self.options.recover)
+        pruned = shortened(whole, self.channels, self.units, left)
         if self.options.recover:
             self._compare(wanted, pruned)
         quality = self._quality(pruned)
@@ -269,8 +264,8 @@ class _Pruner:
             obstacle = (budget if asked else Budget(sqnr_db=_LEAST)).obstacle(quality)
             if obstacle is not None:
                 return Outcome(None, f"pruned like this, {obstacle}", self.details, missed=asked)
-        if ratios and ratios[0] > 1.0:
-            reason = f"the pruned model would be slower: {1 / ratios[0]:.2f}x"
+        if ratios and max(ratios) > SCATTER:
+            reason = f"the pruned model would be slower: {1 / max(ratios):.2f}x"
             return Outcome(None, reason, self.details)
         share = ratios[0] if goal.what == "latency" and ratios else self.chooser.share(left)
         close = 1.05 if goal.what == "latency" else 1.0 + 1e-9
@@ -318,14 +313,12 @@ class _Pruner:
         full = [u.size for u in self.units]
         self.details["left"] = {
             name: self.chooser.size(left, name) / max(self.chooser.size(full, name), 1e-300)
-            for name in ("macs", "params", "bytes")
+            for name in MEASURES
         }
         if ratios:
             self.details["speedup"] = [1 / r for r in ratios]
         if quality is not None:
-            self.details["quality"] = {**dataclasses.asdict(quality), "aside": bool(self.aside)}
-            if math.isinf(quality.sqnr_db):
-                self.details["quality"]["sqnr_db"] = None
+            self.details["quality"] = {**quality.to_json(), "aside": bool(self.aside)}
         self.details["seconds"] = self._seconds
 
     def _timed(self, name: str) -> _Clock:
@@ -352,28 +345,3 @@ class _Clock:
     def __exit__(self, *_: object) -> None:
         spent = time.perf_counter() - self._began
         self._entries[self._name] = self._entries.get(self._name, 0.0) + spent
-
-
-def _cut_out(
-    whole: ir.Model,
-    channels: Channels,
-    units: Sequence[Unit],
-    left: Sequence[int],
-    dead: Array,
-    bypassed: bool,
-) -> ir.Model:
-    from graphopt.pruning.cut import cut
-    from graphopt.pruning.layers_out import take_out
-    from graphopt.rewrite import Rewriter
-
-    if not bypassed:
-        return shortened(whole, channels, units, left)
-    pruned = ir.clone(whole)
-    rw = Rewriter(pruned)
-    cut(rw, channels, dead)
-    gone = [u.block.name for u, n in zip(units, left, strict=True) if not n and u.block is not None]
-    if gone:
-        take_out(rw, gone)
-    rw.remove_initializers()
-    ir.infer_shapes(pruned)
-    return pruned

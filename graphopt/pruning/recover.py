@@ -9,25 +9,17 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.analyses import Channels
-from graphopt.pruning.layers_out import bypass, find_blocks
 from graphopt.pruning.masking import masked
+from graphopt.pruning.shorten import bypass_blocks, dead_of
 from graphopt.pruning.units import Unit
 from graphopt.reconstruct import Fit, Layer, Problem, layers, rebuild
 from graphopt.reconstruct.walk import reads
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
-__all__ = ["dead_of", "recovered", "used_columns"]
+__all__ = ["recovered", "used_columns"]
 
 Array = np.ndarray[Any, Any]
-
-
-def dead_of(channels: Channels, units: Sequence[Unit], left: Sequence[int]) -> Array:
-    """Which classes go, bool ``[count]``."""
-    dead = np.zeros(channels.count, bool)
-    for unit, n in zip(units, left, strict=True):
-        dead[unit.dead(n)] = True
-    return dead
 
 
 def used_columns(layer: Layer, units: Sequence[Unit], left: Sequence[int]) -> Array:
@@ -64,13 +56,11 @@ def recovered(
         of each layer.
     """
     original = channels.model
-    blocks = [u.block for u, n in zip(units, left, strict=True) if not n]
-    gone = [block.name for block in blocks if block is not None]
     model = masked(channels, dead_of(channels, units, left))
     whole = ir.clone(original)
-    for each in (model, whole):
-        for name in gone:
-            bypass(Rewriter(each), next(b for b in find_blocks(each) if b.name == name))
+    rw = Rewriter(whole)
+    bypass_blocks(rw, units, left)
+    gone = bypass_blocks(Rewriter(model), units, left)
     behind = _behind(model, original, gone)
     masks = {each.name: used_columns(each, units, left) for each in layers(original)}
 
@@ -83,7 +73,6 @@ def recovered(
     )
     fitted = {each.name: each for each in layers(model)}
     changed = {fit.name for fit in fits if fit.reason is None}
-    rw = Rewriter(whole)
     for layer in layers(whole):
         if layer.name in changed:
             new = fitted[layer.name]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from graphopt import ir
 from graphopt.analyses import Channels, Cost
 from graphopt.analyses.channel_constants import carried
 
-__all__ = ["Measure", "Sizes"]
+__all__ = ["MEASURES", "Measure", "Sizes"]
 
 Array = np.ndarray[Any, Any]
 Factors = tuple[Array, ...]
-Measure = Literal["macs", "parameters", "bytes"]
+Measure = Literal["macs", "params", "bytes"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 class Sizes:
@@ -49,15 +50,15 @@ class Sizes:
         self._known: dict[bytes, int] = {}
         cost = Cost(model)
         found: dict[Measure, list[tuple[float, Factors]]] = {
-            "macs": self._work(model.graph, cost), "parameters": [], "bytes": [],
+            "macs": self._work(model.graph, cost), "params": [], "bytes": [],
         }  # fmt: skip
         for size, nbytes, factors in self._constants(model):
-            found["parameters"].append((size, factors))
+            found["params"].append((size, factors))
             found["bytes"].append((nbytes, factors))
         self._terms = {what: self._compiled(terms) for what, terms in found.items()}
         self._rest = {
             "macs": cost.macs - math.fsum(c for c, _ in found["macs"]),
-            "parameters": 0.0,
+            "params": 0.0,
             "bytes": 0.0,
         }
         self._members = self._shares()
@@ -68,7 +69,7 @@ class Sizes:
 
     def parameters(self, dead: Array) -> float:
         """Elements of all constants without classes; ``dead`` is bool ``[count]``."""
-        return self._total("parameters", self._left(dead))
+        return self._total("params", self._left(dead))
 
     def bytes(self, dead: Array) -> float:
         """Bytes of all constants without classes; ``dead`` is bool ``[count]``."""

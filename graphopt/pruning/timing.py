@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,46 +11,17 @@ import numpy as np
 from graphopt import ir
 from graphopt.analyses import Channels
 from graphopt.measure import LatencyTable, race
-from graphopt.pruning.cut import cut
-from graphopt.pruning.layers_out import bypass, find_blocks, take_out
+from graphopt.pruning.shorten import shortened
 from graphopt.pruning.units import Unit
-from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 from graphopt.targets import Target
 
-__all__ = ["measure_savings", "shortened"]
+__all__ = ["measure_savings"]
 
 Array = np.ndarray[Any, Any]
 
 # Forms that are loaded at a time.
 _AT_ONCE = 8
-
-
-def shortened(
-    model: ir.Model, channels: Channels, units: Sequence[Unit], left: Sequence[int]
-) -> ir.Model:
-    """A copy of a model whose units have so many channels left; what stays is as it was.
-
-    Args:
-        model: The analysed model, or a clone in which nodes have the same order.
-        channels: Channels of the analysed model.
-        units: Groups.
-        left: Channels of each; 0 takes out its block.
-    """
-    copy = ir.clone(model)
-    rw = Rewriter(copy)
-    gone = [u.block.name for u, n in zip(units, left, strict=True) if not n and u.block is not None]
-    for name in gone:
-        bypass(rw, next(b for b in find_blocks(copy) if b.name == name))
-    dead = np.zeros(channels.count, bool)
-    for unit, n in zip(units, left, strict=True):
-        dead[unit.dead(n)] = True
-    cut(rw, channels, dead)
-    if gone:
-        take_out(rw, gone)
-    rw.remove_initializers()
-    ir.infer_shapes(copy)
-    return copy
 
 
 def measure_savings(
@@ -137,17 +108,6 @@ def _sign(node: ir.Node) -> str:
 
 def _whole(model: ir.Model, feeds: Feeds) -> str:
     """What tells the model, as far as time goes, and its inputs."""
-    counts: dict[str, int] = {}
-    for node in model.graph:
-        sign = _sign(node)
-        counts[sign] = counts.get(sign, 0) + 1
+    signs = "\n".join(sorted(map(_sign, model.graph)))
     sizes = [list(np.shape(v)) for v in feeds.values()]
-    parts = math.fsum(hash_of(f"{k}x{v}") for k, v in counts.items())
-    return f"prune {parts:.0f} {sizes}"
-
-
-def hash_of(text: str) -> int:
-    """A number that tells a text, the same in every run."""
-    import zlib
-
-    return zlib.crc32(text.encode())
+    return f"prune {hashlib.sha256(signs.encode()).hexdigest()[:16]} {sizes}"

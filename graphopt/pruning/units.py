@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -166,14 +165,13 @@ def _reads(end: End, layer: Layer, group: Group) -> list[Read]:
 
 
 def _carriers(channels: Channels, skip: Sequence[str]) -> set[int]:
-    """Classes in tensors whose names match a pattern."""
+    """Classes in what nodes compute that match a pattern."""
     found: set[int] = set()
     if not skip:
         return found
     for value, factors in channels.labels.items():
         node = value.producer()
-        names = (value.name or "", "" if node is None else node.name or "")
-        if any(fnmatch.fnmatchcase(n, pattern) for n in names for pattern in skip):
+        if node is not None and ir.matches(node, skip):
             for factor in factors:
                 found.update(np.unique(factor).tolist())
     return found

@@ -15,7 +15,6 @@ from graphopt.quant.measure import Candidate
 from graphopt.quant.products import quantize_products, quantize_tables
 from graphopt.quant.residuals import keep_normalizations
 from graphopt.quant.rounding import round_weights, weight_scales
-from graphopt.quant.units import matches
 from graphopt.rewrite import Rewriter
 from graphopt.targets import Scheme, Target
 
@@ -72,7 +71,7 @@ class DynamicForm:
 
     def obstacle(self, node: ir.Node) -> str | None:
         """Why a node has no dynamic form on the target, or None if it has one."""
-        if matches(node, self.skip):
+        if ir.matches(node, self.skip):
             return "it is among those to skip"
         kernel = self.scheme.kernel(node, "dynamic")
         if isinstance(kernel, str):

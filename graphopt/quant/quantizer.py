@@ -26,7 +26,7 @@ from graphopt.quant.equalize import equalize
 from graphopt.quant.explain import explain
 from graphopt.quant.measure import Candidate, best, judge, raced, summary
 from graphopt.quant.static import StaticForm, affordable_rows, observe, search, settle
-from graphopt.quant.units import Units, matches, outputs
+from graphopt.quant.units import Units, outputs
 from graphopt.runtime import Feeds
 from graphopt.targets import Scheme, Target
 
@@ -126,7 +126,7 @@ def quantize(
     """
     found = _Quantizer(model, target, scheme, data, options, finish, executor, cache).run()
     nodes = list(ir.all_nodes(model))
-    unmatched = tuple(p for p in options.skip if not any(matches(n, [p]) for n in nodes))
+    unmatched = tuple(p for p in options.skip if not any(ir.matches(n, [p]) for n in nodes))
     return dataclasses.replace(found, unmatched=unmatched)
 
 

@@ -125,7 +125,7 @@ class Units:
         self._parents[self.root(other)] = self.root(one)
 
     def _unit(self, node: ir.Node, skip: Sequence[str]) -> Unit | str:
-        if matches(node, skip):
+        if ir.matches(node, skip):
             return "it is among those to skip"
         kernel = self.scheme.kernel(node)
         if isinstance(kernel, str):
@@ -178,7 +178,7 @@ class Units:
         user = uses[0].node
         if user.domain or user.op_type not in _CLIPS or user.graph is not node.graph:
             return None
-        if matches(user, skip):
+        if ir.matches(user, skip):
             return None
         low, high = clip_bounds(user)
         # The range contains 0, so that it has to be within the bounds, and they be known.
@@ -223,14 +223,6 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
         data = np.asarray(default) if value is None else ir.array(value)
         bounds.append(float(data.reshape(())) if data is not None and data.size == 1 else np.nan)
     return bounds[0], bounds[1]
-
-
-def matches(node: ir.Node, patterns: Sequence[str]) -> bool:
-    """Whether a pattern is a node's operator, or fits its name or that of a value it computes."""
-    import fnmatch
-
-    names = [node.op_type, node.name or "", *(v.name or "" for v in node.outputs)]
-    return any(fnmatch.fnmatchcase(n, p) for p in patterns for n in names)
 
 
 def is_float(value: ir.Value | None) -> bool:

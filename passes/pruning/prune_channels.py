@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from graphopt import Context, Exactness, Pass, ir
-from graphopt.passes.pruning import _engine
-from graphopt.pruning import Goal
+import dataclasses
+
+from graphopt.passes.pruning._prune import Prune
+from graphopt.pruning import Goal, Options
 
 __all__ = ["PruneChannels"]
 
 
-class PruneChannels(Pass):
+class PruneChannels(Prune):
     """Remove the channels, neurons and hidden units that the outputs miss least.
 
     What it does: runs O2, then finds which channels of which tensors live and die together. In
@@ -48,27 +49,11 @@ class PruneChannels(Pass):
     """
 
     name = "prune-channels"
-    exactness = Exactness.LOSSY
-    gated = False
-    macs: float | None = None
-    params: float | None = None
-    bytes: float | None = None
-    latency: float | None = None
-    channels: float | None = None
-    criterion: _engine.Criterion = "obs"
-    ranking: _engine.Ranking = "measured"
+    kind = "channels"
+    default = Goal("macs", 0.75)
     payoff: float = 0.67
-    least: float = 0.1
     round_to: int | None = None
-    skip: tuple[str, ...] = ()
     whole: bool = True
-    recover: bool = True
-    vary: bool = True
-    min_sqnr: float | None = None
-    max_drop: float | None = None
-    dry: bool = False
-    samples: int = 512
-    threads: int = 1
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -76,8 +61,14 @@ class PruneChannels(Pass):
         Raises:
             ValueError: One is out of bounds, or there are several goals.
         """
-        _engine.checked(self)
+        super().__post_init__()
+        if not 0 <= self.payoff < 1:
+            raise ValueError(f"payoff is a share, in [0, 1), not {self.payoff}")
+        if self.round_to is not None and self.round_to < 1:
+            raise ValueError(f"round-to has to be 1 or more, not {self.round_to}")
 
-    def run(self, model: ir.Model, ctx: Context) -> bool:
-        """Prune a copy, and take it over if the goals are met."""
-        return _engine.run(self, "channels", Goal("macs", 0.75), model, ctx)
+    def options(self) -> Options:
+        """What the engine is told."""
+        return dataclasses.replace(
+            super().options(), payoff=self.payoff, multiple=self.round_to, whole=self.whole
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from graphopt import Context, Exactness, Pass, ir
-from graphopt.passes.pruning import _engine
+from graphopt.passes.pruning._prune import Prune
 from graphopt.pruning import Goal
 
 __all__ = ["PruneHeads"]
 
 
-class PruneHeads(Pass):
+class PruneHeads(Prune):
     """Remove the attention heads that the outputs miss least.
 
     What it does: finds heads as the batch axis of products of activations, through reshapes,
@@ -42,33 +41,5 @@ class PruneHeads(Pass):
     """
 
     name = "prune-heads"
-    exactness = Exactness.LOSSY
-    gated = False
-    channels: float | None = None
-    macs: float | None = None
-    params: float | None = None
-    bytes: float | None = None
-    latency: float | None = None
-    criterion: _engine.Criterion = "obs"
-    ranking: _engine.Ranking = "measured"
-    least: float = 0.1
-    skip: tuple[str, ...] = ()
-    recover: bool = True
-    vary: bool = True
-    min_sqnr: float | None = None
-    max_drop: float | None = None
-    dry: bool = False
-    samples: int = 512
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: One is out of bounds, or there are several goals.
-        """
-        _engine.checked(self)
-
-    def run(self, model: ir.Model, ctx: Context) -> bool:
-        """Prune a copy, and take it over if the goals are met."""
-        return _engine.run(self, "heads", Goal("channels", 0.8), model, ctx)
+    kind = "heads"
+    default = Goal("channels", 0.8)

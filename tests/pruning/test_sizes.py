@@ -72,7 +72,7 @@ def test_sizes_of_what_is_left_are_those_of_the_cut_model(name: str) -> None:
         assert (sizes.parameters(dead), sizes.bytes(dead)) == (elements, nbytes)
     measures: tuple[tuple[Measure, float], ...] = (
         ("macs", sizes.macs(dead)),
-        ("parameters", sizes.parameters(dead)),
+        ("params", sizes.parameters(dead)),
         ("bytes", sizes.bytes(dead)),
     )
     for what, wanted in measures:
@@ -88,7 +88,7 @@ def test_a_narrower_network_costs_what_one_built_so_costs() -> None:
     alive[inner] = 5
     cost = Cost(narrow)
     assert sizes.at("macs", alive) == cost.macs
-    assert sizes.at("parameters", alive) == cost.parameters
+    assert sizes.at("params", alive) == cost.parameters
     assert sizes.at("bytes", alive) == stored(narrow)[1]
 
 
@@ -97,7 +97,7 @@ def test_the_marginal_is_what_one_channel_costs() -> None:
     channels = Channels(model)
     sizes = Sizes(model, channels)
     alive = sizes.full * 0.75
-    for what in ("macs", "parameters"):
+    for what in ("macs", "params"):
         found = sizes.marginal(what, alive)
         for i, group in enumerate(channels.groups):
             step = np.zeros_like(alive)
