@@ -38,18 +38,16 @@ def observe(
         CalibrationError: There are no samples, or a layer reads or computes NaN or infinity.
         SessionError: ONNX Runtime does not run a part of the model.
     """
-    walk = Walk(model, batches, threads=threads)
     place = {node: i for i, node in enumerate(model.graph)}
     found: dict[str, Problem] = {}
     named = [layer for layer in layers(model) if layer.name in names]
     pending = [layer for layer in named if too_large(layer) is None]
-    while pending:
-        layer = pending.pop(0)
-        walk.to(place[layer.node], keep={each.input.name or "" for each in (layer, *pending)})
-        inputs = walk.values(layer.input.name or "")
-        end = place[layer.adds or layer.node] + 1
-        kept = {each.input.name or "" for each in pending}
-        walk.to(end, keep={layer.name, *kept})
-        targets = walk.values(layer.name)
-        found[layer.name] = accumulate(layer, inputs, targets, len(inputs), ridge)
+    with Walk(model, batches, threads=threads) as walk:
+        while pending:
+            kept = {layer.input.name or "" for layer in pending}
+            layer = pending.pop(0)
+            walk.to(place[layer.node], keep=kept)
+            walk.to(place[layer.adds or layer.node] + 1, keep={layer.name, *kept})
+            inputs, targets = walk.values(layer.input.name or ""), walk.values(layer.name)
+            found[layer.name] = accumulate(layer, inputs, targets, walk.batches, ridge)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,6 @@ def rebuild(
         SessionError: ONNX Runtime does not run a part of the model.
         ValueError: The original does not compute what a layer of the model does.
     """
-    before, after = Walk(original, batches, threads=threads), Walk(model, batches, threads=threads)
     place = {node: i for i, node in enumerate(model.graph)}
     ends = {v.name: i for i, node in enumerate(original.graph, 1) for v in node.outputs}
     rw = Rewriter(model)
@@ -88,28 +87,32 @@ def rebuild(
     dirty = _Dirt(model)
     due = [step for step in steps if step.reason is None]
     fits: list[Fit] = []
-    for step in steps:
-        pinned = {name for s in due for name in s.targets}
-        if step.reason is None:
-            due.pop(0)
-        if not dirty.reads(step.at) and not wanted(step.layer):
-            continue
-        if step.reason is not None:
-            fits.append(Fit(step.layer.name, 0.0, 0.0, 0, step.reason))
-            continue
-        if any(name not in ends for name in step.targets):
-            raise ValueError(f"the original does not compute {step.layer.name!r}")
-        after.to(step.at)
-        before.to(max(before.position, *(ends[name] for name in step.targets)), keep=pinned)
-        problem = _problem(step, before, after, ridge)
-        new = change(problem)
-        if new is None:
-            continue
-        weights = new[:, :-1] if step.layer.takes_bias else new
-        bias = new[:, -1] if step.layer.takes_bias else None
-        step.layer.write(rw, weights.transpose(0, 2, 1), bias)
-        dirty.add(step.layer)
-        fits.append(Fit(step.layer.name, problem.residual, problem.error(new), problem.rows))
+    with (
+        Walk(original, batches, threads=threads) as before,
+        Walk(model, batches, threads=threads) as after,
+    ):
+        for step in steps:
+            pinned = {name for s in due for name in s.targets}
+            if step.reason is None:
+                due.pop(0)
+            if not dirty.reads(step.at) and not wanted(step.layer):
+                continue
+            if step.reason is not None:
+                fits.append(Fit(step.layer.name, 0.0, 0.0, 0, step.reason))
+                continue
+            if any(name not in ends for name in step.targets):
+                raise ValueError(f"the original does not compute {step.layer.name!r}")
+            after.to(step.at)
+            before.to(max(before.position, *(ends[name] for name in step.targets)), keep=pinned)
+            problem = _problem(step, before, after, ridge)
+            new = change(problem)
+            if new is None:
+                continue
+            weights = new[:, :-1] if step.layer.takes_bias else new
+            bias = new[:, -1] if step.layer.takes_bias else None
+            step.layer.write(rw, weights.transpose(0, 2, 1), bias)
+            dirty.add(step.layer)
+            fits.append(Fit(step.layer.name, problem.residual, problem.error(new), problem.rows))
     rw.remove_initializers()
     return fits
 
@@ -176,17 +179,18 @@ def _sum_of(layer: Layer) -> tuple[ir.Node | None, ir.Value | None]:
 def _problem(step: _Step, before: Walk, after: Walk, ridge: float) -> Problem:
     layer = step.layer
     inputs = after.values(layer.input.name or "")
-    targets = before.values(step.target)
+    targets: Iterable[Array] = before.values(step.target)
     if step.other is not None:
         name = step.other.name or ""
+        beside: Iterable[Array]
         if after.holds(name):
             beside = after.values(name)
         elif step.waits:  # that layer makes up for this one then
             beside = before.values(name)
         else:
             beside = after.ahead(step.other)
-        targets = [t - s for t, s in zip(targets, beside, strict=True)]
-    return accumulate(layer, inputs, targets, len(inputs), ridge)
+        targets = (t - s for t, s in zip(targets, beside, strict=True))
+    return accumulate(layer, inputs, targets, after.batches, ridge)
 
 
 class _Dirt:

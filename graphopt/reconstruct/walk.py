@@ -6,13 +6,14 @@ model from its beginning for each would take time that is quadratic in its depth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from graphopt import ir
 from graphopt.errors import CalibrationError
+from graphopt.reconstruct.held import Held
 from graphopt.runtime import Feeds, Session, open_session
 
 __all__ = ["Walk", "reads"]
@@ -22,6 +23,9 @@ Array = np.ndarray[Any, Any]
 
 class Walk:
     """A model that is run up to a node, and later on from there.
+
+    What is held of many samples goes to files where it would take too much memory; close the walk,
+    or use it in a with statement.
 
     Attributes:
         position: Nodes of the main graph before this one have run.
@@ -48,17 +52,29 @@ class Walk:
                 self._last[value.name or ""] = i
         given = [dict(feeds) for feeds in batches if not _empty(feeds)]
         needed = {v.name or "" for v in ir.inputs(model)} & self._last.keys()
-        self._held: dict[str, list[Any]] = _columns(given, needed)
+        self._held = Held()
+        for name, values in _columns(given, needed).items():
+            self._held.lend(name, values)
         self.batches = len(given)
         self._values = {v.name or "": v for v in model.graph.inputs if v.name in self._held}
+
+    def __enter__(self) -> Walk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the memory and files of what is held."""
+        self._held.close()
 
     def holds(self, name: str) -> bool:
         """Whether a value is held."""
         return name in self._held
 
-    def values(self, name: str) -> list[Array]:
-        """A value that is held, batch by batch."""
-        return list(self._held[name])
+    def values(self, name: str) -> Sequence[Array]:
+        """A value that is held, batch by batch, as long as it is held."""
+        return self._held.all(name)
 
     def to(self, position: int, keep: Collection[str] = ()) -> None:
         """Run the nodes before a position.
@@ -70,20 +86,20 @@ class Walk:
         if position > self.position:
             self._run(position, keep)
             self.position = position
-        for name in list(self._held):
+        for name in self._held:
             if name not in keep and self._last.get(name, -1) < self.position:
-                del self._held[name]
+                self._held.drop(name)
                 self._values.pop(name, None)
 
-    def ahead(self, value: ir.Value) -> list[Array]:
+    def ahead(self, value: ir.Value) -> Iterator[Array]:
         """A value that later nodes compute, batch by batch, with the weights they have now."""
         given = self._given(self._nodes[self.position :], [value])
         name = value.name or ""
         with self._open(given, [value]) as session:
-            return [
-                session.run({v.name or "": self._held[v.name or ""][i] for v in given})[name]
-                for i in range(self.batches)
-            ]
+            for i in range(self.batches):
+                yield session.run({v.name or "": self._held.get(v.name or "", i) for v in given})[
+                    name
+                ]
 
     def _given(self, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> list[ir.Value]:
         """What is held of the values that nodes read to compute others."""
@@ -106,11 +122,11 @@ class Walk:
         gone = [n for n in read if n not in keep and self._last.get(n, -1) < position]
         with self._open(given, wanted) as session:
             for i in range(self.batches):
-                found = session.run({name: self._held[name][i] for name in read})
-                for name in names:
-                    self._held.setdefault(name, []).append(found[name])
+                found = session.run({name: self._held.get(name, i) for name in read})
                 for name in gone:  # not before all batches have run: it is as large as the result
-                    self._held[name][i] = None
+                    self._held.drop(name, i)
+                for name in names:
+                    self._held.add(name, found[name])
         self._values |= zip(names, wanted, strict=True)
 
 

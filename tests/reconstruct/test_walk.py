@@ -52,14 +52,16 @@ def test_a_walk_computes_what_a_run_does(seed: int, data: st.DataObject) -> None
     names = [v.name or "" for v in model.graph.outputs]
     count = len(list(model.graph))
     stops = data.draw(st.sets(st.integers(0, count), max_size=6))
-    walk = Walk(model, batches, threads=1)
-    for position in [*sorted(stops), count]:
-        walk.to(position, keep=names)
-        assert walk.position == position
-    for i, reference in enumerate(whole(model, batches)):
-        got = {name: walk.values(name)[i] for name in names}
-        outcome = compare(reference, got, "rounding")
-        assert outcome.ok, outcome.reason
+    limit = data.draw(st.sampled_from([0, 64, 1 << 20]))  # bytes before files are used
+    with pytest.MonkeyPatch.context() as patch, Walk(model, batches, threads=1) as walk:
+        patch.setattr(walk._held, "limit", limit)
+        for position in [*sorted(stops), count]:
+            walk.to(position, keep=names)
+            assert walk.position == position
+        for i, reference in enumerate(whole(model, batches)):
+            got = {name: walk.values(name)[i] for name in names}
+            outcome = compare(reference, got, "rounding")
+            assert outcome.ok, outcome.reason
 
 
 def test_node_by_node_it_holds_what_is_still_read() -> None:
@@ -92,13 +94,15 @@ def test_what_is_kept_stays_until_it_is_not() -> None:
     assert [walk.holds(name) for name in ("y", "b", "x")] == [False, True, False]
 
 
-def test_values_that_were_asked_for_survive_what_is_dropped() -> None:
+def test_values_are_read_when_they_are_asked_for() -> None:
     walk = Walk(ir.parse_text(DIAMOND), feeds(2, 1), threads=1)
     walk.to(2)
     values = walk.values("b")
+    assert [each.shape for each in values] == [(2, 3), (1, 3)]
     walk.to(3)
     assert not walk.holds("b")
-    assert [each.shape for each in values] == [(2, 3), (1, 3)]
+    with pytest.raises(KeyError):
+        values[0]
 
 
 def test_weights_may_change_behind_the_position() -> None:
