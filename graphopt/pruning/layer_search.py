@@ -8,9 +8,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 from graphopt import ir
 from graphopt.analyses import Cost
+from graphopt.errors import CalibrationError
 from graphopt.measure import Trial
 from graphopt.pruning.layers_out import Block, bypass, find_blocks, take_out
 from graphopt.reconstruct import rebuild
+from graphopt.reconstruct.walk import reads
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
@@ -18,9 +20,6 @@ __all__ = ["Removal", "removals"]
 
 # Layers whose loss is made up for before they are compared: those that are missed least without.
 _TRIED = 3
-# Ridges of the fits, of which the one is used that is best for the first layer: the fewer samples
-# there are, the more the weights should stay as they were.
-_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 # Layers that are tried before it is asked whether others can be missed less.
 _STEP = 4
 
@@ -36,6 +35,7 @@ class Removal:
         raw: The same before the loss was made up for.
         others: Noise without each of the layers that could have gone instead, as last measured and
             before the loss is made up for, by name; this one's among them.
+        unfitted: Why nothing was fitted to make up for the loss, where that was asked for.
     """
 
     block: Block
@@ -43,6 +43,7 @@ class Removal:
     noise: float
     raw: float
     others: dict[str, float]
+    unfitted: str | None = None
 
 
 def removals(
@@ -62,7 +63,7 @@ def removals(
 
     Args:
         model: The original, with shapes inferred.
-        trial: Its outputs on samples, better on others than those of ``fit``.
+        trial: Its outputs on samples.
         names: Names of the layers that may go.
         fit: Batches to fit the layers on that stay; without, they stay as they are.
         fast: Weigh the noise against the time that a layer is estimated to take.
@@ -84,7 +85,6 @@ class _Search:
         self.original, self.trial, self.fit, self.worth = original, trial, fit, worth
         self.model = original
         self.gone: list[str] = []
-        self.ridges: tuple[float, ...] = _RIDGES
         self.noise = 0.0
         self.raw: dict[str, float] = {}  # without a layer, as last measured
         self.losses: dict[str, float] = {}  # what it was more than before, by what that is worth
@@ -101,14 +101,14 @@ class _Search:
                 self.losses[block.name] = self._price(block, noise)
             tried += some
         tried.sort(key=self._loss)
-        made = [m for block in tried[: _TRIED if self.fit else 1] for m in self._made(block)]
-        noise, block, bypassed = min(made, key=lambda m: self._price(m[1], m[0]))
-        self.model, self.noise = bypassed, noise
-        self.gone.append(block.name)
-        closed = ir.clone(bypassed)
+        made = [self._made(block) for block in tried[: _TRIED if self.fit else 1]]
+        best = min(made, key=lambda each: self._price(each.block, each.noise))
+        self.model, self.noise = best.model, best.noise
+        self.gone.append(best.block.name)
+        closed = ir.clone(best.model)
         take_out(Rewriter(closed), self.gone)
         ir.infer_shapes(closed)
-        return Removal(block, closed, noise, self.raw[block.name], dict(self.raw))
+        return dataclasses.replace(best, model=closed)
 
     def _loss(self, block: Block) -> float:
         return self.losses.get(block.name, -math.inf)
@@ -121,33 +121,30 @@ class _Search:
         bypass(Rewriter(copy), next(b for b in find_blocks(copy) if b.name == block.name))
         return copy
 
-    def _made(self, block: Block) -> Iterator[tuple[float, Block, ir.Model]]:
-        """Noise and model without a layer, as it is and with the loss made up for."""
-        raw = self._without(block)
-        yield self.raw[block.name], block, raw
-        if self.fit:
-            behind = _behind(raw, {block.name, *self.gone})
-            fits = {ridge: self._fitted(raw, behind, ridge) for ridge in self.ridges}
-            noises = {ridge: self.trial.noise(fitted) for ridge, fitted in fits.items()}
-            best = min(noises, key=noises.__getitem__)
-            self.ridges = (best,)
-            yield noises[best], block, fits[best]
-
-    def _fitted(self, model: ir.Model, behind: Collection[str], ridge: float) -> ir.Model:
-        """A copy whose layers behind what went compute what the original's compute."""
-        copy = ir.clone(model)
-        rebuild(
-            self.original, copy, self.fit, lambda problem: problem.optimum,
-            wanted=lambda layer: layer.name in behind, ridge=ridge,
-        )  # fmt: skip
-        return copy
+    def _made(self, block: Block) -> Removal:
+        """The model with a bypass for a layer, its loss made up for where that is possible."""
+        model, raw, others = self._without(block), self.raw[block.name], dict(self.raw)
+        if not self.fit:
+            return Removal(block, model, raw, raw, others)
+        behind = _behind(model, {block.name, *self.gone})
+        try:
+            fits = rebuild(
+                self.original, model, self.fit, lambda problem: problem.optimum,
+                wanted=lambda layer: layer.name in behind,
+            )  # fmt: skip
+        except CalibrationError as e:  # NaN or infinity, which masks of attentions may make
+            return Removal(block, self._without(block), raw, raw, others, unfitted=str(e))
+        unfitted = None
+        if all(fit.reason is not None for fit in fits):
+            unfitted = next((f.reason for f in fits), "no layers of 32-bit floats are behind it")
+        return Removal(block, model, self.trial.noise(model), raw, others, unfitted)
 
 
 def _behind(model: ir.Model, names: Collection[str]) -> set[str]:
     """Names of values that are computed from some."""
     found = set(names)
     for node in model.graph:
-        if any(v is not None and v.name in found for v in node.inputs):
+        if any(v.name in found for v in reads(node)):
             found |= {v.name or "" for v in node.outputs}
     return found
 

@@ -8,6 +8,7 @@ Networks", 2016; Men et al., "ShortGPT", 2024).
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -118,8 +119,6 @@ def _stand_in(rw: Rewriter, node: ir.Node, value: ir.Value) -> ir.Value:
 
 def matches(block: Block, patterns: Sequence[str]) -> bool:
     """Whether a glob pattern fits the kind of a block, or a name of it or of something in it."""
-    import fnmatch
-
     names = {block.kind, block.add.name or "", block.name}
     for node in block.branch:
         names |= {node.name or "", *(v.name or "" for v in node.outputs)}
@@ -187,9 +186,10 @@ def _obstacle(add: ir.Node, shortcut: ir.Value, branch: Sequence[ir.Node]) -> st
     if not branch:
         return "nothing goes around it: neither summand is computed from the other"
     out = add.outputs[0]
-    if shortcut.dtype != out.dtype or ir.dims(shortcut) is None or ir.dims(out) is None:
+    sizes = ir.dims(shortcut)
+    if shortcut.dtype != out.dtype or sizes is None or None in sizes:
         return "the shape of its shortcut is not known"
-    if ir.dims(shortcut) != ir.dims(out):
+    if sizes != ir.dims(out):
         return "its shortcut has another shape"
     inside = {*branch, add}
     for node in branch:

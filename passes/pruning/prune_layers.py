@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,23 @@ import numpy as np
 from graphopt import Context, Exactness, NotApplicable, Pass, ir
 from graphopt.analyses import Cost
 from graphopt.calibration import fitting
-from graphopt.measure import Budget, Quality, Trial, decibels, race, runs_here, settings
+from graphopt.measure import (
+    SCATTER,
+    Budget,
+    Quality,
+    Trial,
+    decibels,
+    race,
+    runs_here,
+    settings,
+)
 from graphopt.pruning import Block, Removal, find_blocks, matches, removals
+from graphopt.pruning.batches import split
 from graphopt.runtime import Feeds
 
 __all__ = ["PruneLayers"]
 
 _NAME = "prune-layers"
-# Shares of the samples that judge the result and decide nothing, and that layers are chosen by
-# without being fitted on them, where there are enough.
-_JUDGE, _CHOOSE, _ENOUGH, _PARTS = 0.25, 0.15, 64, 3
-# Measured times scatter by about as much.
-_SCATTER = 1.02
 
 
 class PruneLayers(Pass):
@@ -113,14 +117,13 @@ class PruneLayers(Pass):
             raise NotApplicable(
                 "needs calibration data (--data), to see which layers the outputs miss least"
             )
-        search = _Search(self, ctx, original, *_split(fitting(ctx.data, original), self.samples))
+        search = _Search(self, ctx, original, *split(fitting(ctx.data, original), self.samples))
         taken = search.run({b.name for b in may_go}, most)
         ctx.details["layers"] = self.listed(blocks, taken)
         if self.dry or not taken or not ctx.allow(_NAME):
             return False
-        ctx.details.update(search.facts(taken))
+        search.tell(taken)
         ctx.rewriter().become(taken[-1].model)
-        ctx.remark(search.summary(taken))
         ctx.stats.applied["take-out-layer"] += len(taken)
         return True
 
@@ -162,12 +165,6 @@ class PruneLayers(Pass):
             for b in blocks
         ]
 
-    @property
-    def budget(self) -> Budget | None:
-        """What has to be kept of the original, if anything was asked for."""
-        asked = Budget(self.min_sqnr, self.max_drop)
-        return None if asked == Budget() else asked
-
 
 @dataclasses.dataclass
 class _Search:
@@ -177,8 +174,7 @@ class _Search:
     ctx: Context
     original: ir.Model
     fit: list[Feeds]
-    choose: list[Feeds]
-    judge: list[Feeds]
+    aside: list[Feeds]
     quality: Quality | None = None
     time: float = math.nan
 
@@ -188,8 +184,8 @@ class _Search:
         Raises:
             NotApplicable: The first one misses the budget, or the result is not faster.
         """
-        trial = Trial(self.original, self.choose)
-        judge = trial if self.judge is self.choose else Trial(self.original, self.judge)
+        trial = Trial(self.original, self.fit)
+        judge = Trial(self.original, self.aside) if self.aside else trial
         options, taken, why = self.options, list[Removal](), ""
         fit = self.fit if options.reconstruct and not options.dry else []
         fast = options.latency is not None
@@ -197,7 +193,7 @@ class _Search:
             if options.dry:
                 return [found]
             quality = judge.quality(found.model)
-            why = (options.budget.obstacle(quality) if options.budget else None) or ""
+            why = self._obstacle(quality) or ""
             if why:
                 break
             taken.append(found)
@@ -209,66 +205,54 @@ class _Search:
             if len(taken) == most:
                 break
         if not taken:
-            self.ctx.details["missed"] = why
+            if self._budget != Budget():
+                self.ctx.details["missed"] = why
             raise NotApplicable(f"without the layer that is missed least: {why}")
         if math.isnan(self.time):
             self.time = self._time(taken[-1].model)
-        if self.time > _SCATTER:
+        if self.time > SCATTER:
             raise NotApplicable(f"the result takes {self.time:.2f} times as long as the original")
-        if options.latency is not None and self.time > options.latency * _SCATTER:
+        if options.latency is not None and self.time > options.latency * SCATTER:
             missed = f"latency {self.time:.2f} of the original's, not {options.latency:g}"
             self.ctx.details["missed"] = f"{missed}: {why}" if why else missed
         return taken
+
+    def _obstacle(self, quality: Quality) -> str | None:
+        """Why a quality will not do; None if it does."""
+        if quality.sqnr_db == -math.inf:
+            return "outputs have nothing to do with the original's"
+        return None if self._budget == Budget() else self._budget.obstacle(quality)
+
+    @property
+    def _budget(self) -> Budget:
+        return Budget(self.options.min_sqnr, self.options.max_drop)
 
     def _time(self, model: ir.Model) -> float:
         """Time of a model in units of the original's: measured, or estimated for other machines."""
         if runs_here(self.ctx.target) is not None:
             return Cost(model).seconds / Cost(self.original).seconds
-        inputs = settings(self.choose[0], self.original)
+        inputs = settings(self.fit[0], self.original)
         (ratios,) = race(
             self.original, [model], inputs, target=self.ctx.target, threads=self.options.threads
         )
         return float(np.exp(np.mean(np.log(ratios))))
 
-    def facts(self, taken: list[Removal]) -> dict[str, Any]:
-        """What the model is worth without the layers, as plain data."""
+    def tell(self, taken: list[Removal]) -> None:
+        """Report what was done, and what the model is worth without the layers."""
         assert self.quality is not None
-        quality = dataclasses.asdict(self.quality)
-        if math.isinf(self.quality.sqnr_db):
-            quality["sqnr_db"] = None
         measured = runs_here(self.ctx.target) is None
-        return {
-            "quality": {**quality, "aside": self.judge is not self.choose},
-            "macs": [Cost(self.original).macs, Cost(taken[-1].model).macs],
+        self.ctx.details.update(
+            quality={**self.quality.to_json(), "aside": bool(self.aside)},
+            macs=[Cost(self.original).macs, Cost(taken[-1].model).macs],
             **({"speedup": [1 / self.time]} if measured else {}),
-        }
-
-    def summary(self, taken: list[Removal]) -> str:
-        """What was done, in a sentence."""
-        names = ", ".join(f"%{r.block.name}" for r in taken)
-        measured = "measured" if runs_here(self.ctx.target) is None else "estimated"
-        which = "calibrated on" if self.judge is self.choose else "that decided nothing"
-        assert self.quality is not None
-        return (
-            f"took out {len(taken)} layers: {names}; {self.time:.2f} of the time ({measured}); "
-            f"{self.quality} on {self.quality.samples} samples {which}"
         )
-
-
-def _split(batches: Iterable[Feeds], samples: int) -> tuple[list[Feeds], list[Feeds], list[Feeds]]:
-    """Batches to fit on, to choose by, and to judge by: the same where there are few."""
-    used: list[Feeds] = []
-    sizes: list[int] = []
-    for feeds in batches:
-        arrays = (a for a in feeds.values() if isinstance(a, np.ndarray) and a.ndim)
-        used.append(feeds)
-        sizes.append(max(map(len, arrays), default=1))
-        if sum(sizes) >= samples:
-            break
-    total = sum(sizes)
-    if total < _ENOUGH or len(used) < _PARTS:
-        return used, used, used
-    ends = np.searchsorted(np.cumsum(sizes), [(1 - _JUDGE - _CHOOSE) * total, (1 - _JUDGE) * total])
-    first = min(int(ends[0]) + 1, len(used) - 2)
-    second = min(max(int(ends[1]) + 1, first + 1), len(used) - 1)
-    return used[:first], used[first:second], used[second:]
+        names = ", ".join(f"%{r.block.name}" for r in taken)
+        self.ctx.remark(
+            f"took out {len(taken)} layers: {names}; {self.time:.2f} of the time "
+            f"({'measured' if measured else 'estimated'}); {self.quality} on "
+            f"{self.quality.samples} samples "
+            f"{'that decided nothing' if self.aside else 'calibrated on'}"
+        )
+        for each in taken:
+            if each.unfitted is not None:
+                self.ctx.remark(f"nothing makes up for %{each.block.name}: {each.unfitted}")

@@ -127,6 +127,64 @@ def test_reasons(body: str, reason: str) -> None:
     assert reason in found
 
 
+def test_sizes_that_are_not_known_may_be_broadcast() -> None:
+    made = model(
+        f"(float[N,4] x) => (float[M,4] y) {WEIGHTS} {{"
+        "h = Relu(x) a = MatMul(h, v) s = Add(h, a) y = MatMul(s, w) }"
+    )
+    (block,) = find_blocks(made)
+    assert block.reason is None
+    block.shortcut.shape = ir.Shape((None, 4))
+    block.add.outputs[0].shape = ir.Shape((None, 4))
+    assert find_blocks(made)[0].reason == "the shape of its shortcut is not known"
+
+
+def test_nested_layers_go_in_any_order() -> None:
+    text = f"""(float[N,4] x) => (float[N,4] y, float[N,4] t) {WEIGHTS} {{
+      h = Relu(x)
+      a = MatMul(h, v)
+      b = MatMul(a, w)
+      s = Add(a, b)
+      c = MatMul(s, u)
+      t = Add(h, c)
+      y = Neg(t)
+    }}"""
+    for order in ("s", "t", "st", "ts"):
+        made, gone = model(text), []
+        for name in order:
+            for block in find_blocks(made):
+                if block.name == name:
+                    assert block.reason is None
+                    bypass(Rewriter(made), block)
+                    gone.append(name)
+        take_out(Rewriter(made), gone)
+        ir.verify(made)
+        assert [v.name for v in made.graph.outputs] == ["y", "t"]
+        ops = [n.op_type for n in made.graph]
+        assert ops.count("MatMul") == (2 if order == "s" else 0)
+        assert ops.count("Add") == (1 if order == "s" else 0)
+
+
+def test_a_sum_that_a_subgraph_reads() -> None:
+    made = taken_out(
+        model(
+            f"""(float[N,4] x, bool c) => (float[N,4] y) {WEIGHTS} {{
+          h = Relu(x)
+          a = MatMul(h, v)
+          s = Add(h, a)
+          y = If(c) <
+            then_branch = t () => (float[N,4] p) {{ p = Neg(s) }},
+            else_branch = e () => (float[N,4] q) {{ q = MatMul(s, w) }}
+          >
+        }}"""
+        )
+    )
+    assert [n.op_type for n in made.graph] == ["Relu", "If"]
+    with open_session(made) as session:
+        (y,) = session.run({"x": np.ones((1, 4), np.float32), "c": np.array(True)}).values()
+    assert np.array_equal(y, -np.ones((1, 4), np.float32))
+
+
 @pytest.mark.parametrize(
     "body",
     [

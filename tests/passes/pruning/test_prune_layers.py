@@ -92,6 +92,53 @@ def test_a_shortcut_of_another_shape_stays() -> None:
     assert "its shortcut has another shape" in reasons(found)
 
 
+UNBOUNDED = """<ir_version: 10, opset_import: ["" : 17]>
+g (float[N,2] x) => (float[N,2] y)
+<float[2,2] v = {1, 0, 0, 1}, float[2,2] w = {0.1, 0, 0, 0.1}, float huge = {1e38}, float o = {0}> {
+  a = MatMul (x, v)
+  s = Add (x, a)
+  h = Mul (s, huge)
+  m = MatMul (h, w)
+  c = Clip (m, o, o)
+  r = Add (s, c)
+  y = Relu (r)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (UNBOUNDED, "nothing makes up for %s: 'm' cannot be fitted: on these samples it reads or"),
+        (BEFORE, "nothing makes up for %s: no layers of 32-bit floats are behind it"),
+    ],
+)
+def test_layers_that_cannot_be_fitted_are_told(text: str, reason: str) -> None:
+    each = PruneLayers(keep=0, skip=("r",))
+    manager = PassManager(each, data=DATA, target="portable", on_mismatch="raise")
+    result = manager.run(ir.parse_text(text))
+    assert result.report.changed
+    assert reason in reasons(result)
+
+
+def test_outputs_that_are_no_numbers_any_more() -> None:
+    """Without the layer, a logarithm reads what is not positive."""
+    text = """<ir_version: 10, opset_import: ["" : 17]>
+    g (float[N,2] x) => (float[N,2] y)
+    <float[2,2] v = {-1, 0, 0, -1}, float one = {1}, float[2,1] ones = {1, 1}> {
+      n = Neg (x)
+      a = MatMul (n, v)
+      b = Abs (a)
+      c = Add (b, one)
+      d = Sub (c, n)
+      s = Add (n, d)
+      y = Log (s)
+    }"""
+    with np.errstate(invalid="ignore"):
+        found = check_pass(PruneLayers(keep=0), text, None, data=DATA, target="portable")
+    assert "outputs have nothing to do with the original's" in reasons(found)
+    assert "missed" not in found.report.passes[0].details  # nobody asked for a quality
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
