@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,25 @@ import numpy as np
 from graphopt import Rewriter, ir
 from graphopt.measure import Trial
 from graphopt.passes.sparsity._parts import optimal_parts
+from graphopt.pruning.batches import first
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs_sparse import Zeros, allocate
 from graphopt.reconstruct.problem import Problem
 from graphopt.reconstruct.rebuild import rebuild
 from graphopt.runtime import Feeds
 
-__all__ = ["Share", "first", "shares"]
+__all__ = ["Share", "shares"]
 
 Array = np.ndarray[Any, Any]
 
 # Ratios at which the error of a layer is known; between them it is interpolated.
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-# Samples that the noise at the outputs is measured on: it only has to rank layers.
-_SAMPLES = 128
+# Samples that the noise at the outputs is measured on: it only has to rank layers. They are of this
+# part of the batches, which the weights are not fitted to: on what it was fitted to, a layer that
+# reads few rows can do without nearly all of its weights.
+_SAMPLES, _PART = 128, 4
+# Noise beyond this is all the same.
+_MOST = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,7 @@ def shares(
 
     Args:
         model: The model.
-        batches: Samples.
+        batches: Samples, two batches or more.
         wanted: Which layers get zeros.
         zeros: Their ratio over all these layers, and the blocks they come in.
         threads: Threads within an operator.
@@ -82,8 +87,9 @@ def shares(
             found[ratios.index(zeros.ratio)],
         )
 
-    rebuild(model, ir.clone(model), batches, look, wanted=wanted, threads=threads)
-    trial = Trial(model, first(batches, _SAMPLES))
+    start = len(batches) - max(len(batches) // _PART, 1)
+    rebuild(model, ir.clone(model), batches[:start], look, wanted=wanted, threads=threads)
+    trial = Trial(model, first(batches[start:], _SAMPLES))
     names = list(curves)
 
     def alone(name: str) -> ir.Model:
@@ -94,7 +100,8 @@ def shares(
         rw.remove_initializers()
         return changed
 
-    noises = np.array(trial.noises(alone, names))
+    # Where outputs are no numbers any more, noise is infinite, which no sum is least with.
+    noises = np.minimum(trial.noises(alone, names), _MOST)
     at = ratios.index(zeros.ratio)
     scaled = np.stack([
         np.maximum(c.errors, 0.0) * (noise / max(float(c.errors[at]), 1e-300))
@@ -112,14 +119,3 @@ def write(rw: Rewriter, layer: Layer, weights: Array) -> None:
     k = weights.shape[1] - int(layer.takes_bias)
     bias = weights[:, k] if layer.takes_bias else None
     layer.write(rw, weights[:, :k].transpose(0, 2, 1), bias)
-
-
-def first(batches: Iterable[Feeds], count: int) -> list[Feeds]:
-    """Batches of so many samples, and what else the last one holds."""
-    taken: list[Feeds] = []
-    for feeds in batches:
-        taken.append(feeds)
-        count -= max((len(a) for a in feeds.values() if getattr(a, "ndim", 0)), default=1)
-        if count <= 0:
-            break
-    return taken

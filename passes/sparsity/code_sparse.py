@@ -14,6 +14,8 @@ _TYPES = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8,
     ir.DataType.UINT8,
 })  # fmt: skip
+# Places of elements are 32-bit integers in the nodes that decode.
+_MOST = 2**31 - 1
 
 
 class CodeSparse(Pass):
@@ -38,9 +40,10 @@ class CodeSparse(Pass):
     bits)))
 
     Declines when: the target's models are not optimized by ONNX Runtime, or it does not compute the
-    operators; for a constant, when no code is smaller, it is used in a subgraph, or is an input
-    that callers may override. Sparse initializers are not written: they take 12 bytes per element
-    that is not zero, more than any of the codes.
+    operators; for a constant, when no code is smaller, it is used in a subgraph, has 2^31 elements
+    or more, or is an input that callers may override. Sparse initializers are not written: they
+    take 12 bytes per element that is not zero, more than codes unless fewer than one in some 700
+    are.
 
     References: Frantar and Alistarh, "SparseGPT" (2023), for what makes such zeros; ONNX Runtime,
     onnxruntime/core/optimizer/constant_folding.cc, for what decodes them.
@@ -104,6 +107,9 @@ class CodeSparse(Pass):
         if tensor is None or tensor.dtype not in _TYPES or tensor.nbytes <= self.least:
             return None
         if value.is_graph_output() or not value.uses():
+            return None
+        if tensor.size > _MOST:
+            ctx.decline("code", "it has too many elements to count in 32 bits")
             return None
         array = ir.array(value)
         if array is None or not array.ndim:

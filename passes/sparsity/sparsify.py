@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from graphopt import (
-    Context,
-    Exactness,
-    NotApplicable,
-    Pass,
-    Rewriter,
-    ir,
-)
+from graphopt import Context, Exactness, NotApplicable, Pass, Rewriter, ir
 from graphopt.calibration import fitting
-from graphopt.measure import Trial
+from graphopt.measure import Budget, Trial
 from graphopt.passes.sparsity._parts import arranged, halved, optimal_parts, replaced
-from graphopt.passes.sparsity._shares import Share, first, shares
+from graphopt.passes.sparsity._shares import Share, shares
 from graphopt.passes.sparsity.code_sparse import at_opset, store
+from graphopt.pruning.batches import split
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs_sparse import Zeros, magnitude
 from graphopt.reconstruct.problem import Problem, too_large
@@ -48,25 +41,27 @@ class Sparsify(Pass):
 
     Exactness: LOSSY
 
-    Needs: calibration data (--data), except for method=magnitude; ONNX Runtime. It keeps most
-    quality after O2, which folds normalizations into weights.
+    Needs: calibration data (--data), except for method=magnitude without min-sqnr and max-drop;
+    ONNX Runtime. It keeps most quality after O2, which folds normalizations into weights.
 
     Options: ratio (fraction of zeros in all layers that get some; 0.5), n-m (at most N weights of
     every M input channels stay, as in 2:4, instead of a ratio), block (rows and columns of blocks
     of the weight, as a matrix of outputs by inputs, that are zero as a whole), method (obs;
     magnitude: the smallest weights become zero, and nothing makes up for it), ranking (global:
-    layers get different ratios; local: the same; auto: global where there is a choice), values
+    layers get different ratios; local: the same; auto: global where there is a choice and more than
+    one batch of samples), values
     (fp16: weights are rounded to 16 bits, for half the bytes; fp32), code (store the weights in
     fewer bytes), skip (patterns of names of layers' nodes or outputs, or operators, that stay),
-    min-weights (smaller layers get no zeros), samples (how many to use, at most), threads (of an
-    operator, when samples are run).
+    min-weights (smaller layers get no zeros), min-sqnr (least signal-to-noise ratio of the outputs,
+    in dB), max-drop (largest share of predictions that may change, in percent), samples (how many
+    to use, at most), threads (of an operator, when samples are run).
 
     Example: Conv(x, w) -> Conv(x, w'), half of w' being zero
 
     Declines when: there are no data, or no layers of 32-bit floats with constant weights of their
     own; for a layer, when its weights are few, too many to fit, shared with another node or named
-    in skip, or its size is no multiple of N:M groups or blocks. Weights stay uncoded where
-    code-sparse declines.
+    in skip, or its size is no multiple of N:M groups or blocks; the result is not as accurate as
+    asked for. Weights stay uncoded where code-sparse declines.
 
     References: Hassibi and Stork (1992), "Optimal Brain Surgeon"; Frantar and Alistarh (2022),
     "Optimal Brain Compression"; Frantar and Alistarh (2023), "SparseGPT"; He et al. (2017),
@@ -86,6 +81,8 @@ class Sparsify(Pass):
     code: bool = True
     skip: tuple[str, ...] = ()
     min_weights: int = 1024
+    min_sqnr: float | None = None
+    max_drop: float | None = None
     samples: int = 512
     threads: int = 2
 
@@ -100,6 +97,8 @@ class Sparsify(Pass):
                 raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
         if self.min_weights < 0:
             raise ValueError(f"min-weights is 0 or more, not {self.min_weights}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
         if self.n_m is not None and self.ratio is not None:
             raise ValueError("ratio and n-m both say how many zeros there are; give one")
         if self.ratio is not None and not 0 < self.ratio <= 0.95:
@@ -130,23 +129,30 @@ class Sparsify(Pass):
         chosen = self._choose(original, ctx)
         if not chosen:
             return False
-        if self.method == "magnitude":
-            changed, batches = self._smallest(original, chosen, ctx), None
-        elif ctx.data is None:
+        budget = Budget(self.min_sqnr, self.max_drop)
+        data = None if ctx.data is None else fitting(ctx.data, original)
+        fit, aside = split(data, self.samples)
+        if not fit and (self.method == "obs" or budget != Budget()):
             raise NotApplicable(
                 "needs calibration data (--data), to see which weights the outputs miss least; "
-                "method=magnitude does without, and loses much more"
+                "method=magnitude without min-sqnr and max-drop does without, and loses much more"
             )
+        if self.method == "magnitude":
+            changed = self._smallest(original, chosen, ctx)
         else:
-            batches = first(fitting(ctx.data, original), self.samples)
-            changed = self._fitted(original, chosen, batches, ctx)
+            changed = self._fitted(original, chosen, fit, ctx)
+        if fit:
+            quality = Trial(original, aside or fit).quality(changed)
+            ctx.details["quality"] = {**quality.to_json(), "aside": bool(aside)}
+            why = None if budget == Budget() else budget.obstacle(quality)
+            if why is not None:
+                ctx.details["missed"] = f"with these zeros, {why}"
+                raise NotApplicable(ctx.details["missed"])
+            which = "that decided nothing" if aside else "calibrated on"
+            ctx.remark(f"{quality} on {quality.samples} samples {which}")
         if not ctx.allow("sparsify"):
             return False
         self._tell(changed, chosen, ctx)
-        if batches is not None:
-            quality = Trial(original, batches).quality(changed)
-            ctx.remark(f"on the samples it was fitted to: {quality}")
-            ctx.details["quality"] = dataclasses.asdict(quality)
         if self.code:
             store(changed, ctx)
         ctx.rewriter().become(changed)
@@ -200,7 +206,9 @@ class Sparsify(Pass):
     ) -> ir.Model:
         """The model with zeros, layer after layer."""
         given: dict[str, Share] = {}
-        if self.ranking == "global" or (self.ranking == "auto" and self.n_m is None):
+        if self.ranking == "global" and len(batches) < 2:
+            raise NotApplicable("ranking=global needs two batches of samples or more")
+        if self.ranking != "local" and self.n_m is None and len(batches) > 1:
             given = shares(
                 original, batches, lambda layer: layer.name in chosen, self.zeros, self.threads
             )
@@ -246,6 +254,6 @@ class Sparsify(Pass):
 
 
 def _matches(layer: Layer, patterns: Sequence[str]) -> bool:
-    """Whether a pattern matches a layer's operator, node or output."""
-    names = (layer.node.op_type, layer.node.name or "", layer.name)
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    """Whether a pattern matches an operator or a name of a layer."""
+    nodes = [layer.node] if layer.adds is None else [layer.node, layer.adds]
+    return any(ir.matches(node, patterns) for node in nodes)

@@ -10,7 +10,7 @@ import pytest
 
 from graphopt import NotApplicable, PassManager, ir, optimize, parse
 from graphopt.errors import PipelineSyntaxError
-from graphopt.passes.sparsity import CodeSparse
+from graphopt.passes.sparsity import CodeSparse, code_sparse
 from graphopt.runtime import open_session
 from graphopt.testing import check_pass
 
@@ -103,6 +103,32 @@ def test_too_little_to_save() -> None:
     assert check_pass(CodeSparse(), text(sparse()), None).report.passes[0].declined == {}
     with pytest.raises(PipelineSyntaxError, match="least is a number of bytes, not -1"):
         parse("code-sparse{least=-1}")
+
+
+def test_more_elements_than_places_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_sparse, "_MOST", 31)
+    result = check_pass(CodeSparse(least=0), text(sparse()), None)
+    reason = "code: it has too many elements to count in 32 bits"
+    assert result.report.passes[0].declined == {reason: 1}
+
+
+def test_a_constant_that_is_an_output_stays() -> None:
+    check_pass(CodeSparse(least=0), text(sparse(), outputs=", float[4,8] w"), None)
+
+
+def test_external_data_and_names_that_are_taken(tmp_path: Path) -> None:
+    model = ir.parse_text(text(sparse(), extra="").replace("y = MatMul(x, w)", """
+        a = MatMul(x, w)
+        code = Add(a, a)
+        y = Mul(code, a)
+    """))  # fmt: skip
+    ir.save(model, tmp_path / "plain.onnx")
+    onnx.save(
+        onnx.load(tmp_path / "plain.onnx"), tmp_path / "outside.onnx",
+        save_as_external_data=True, location="weights", size_threshold=0,
+    )  # fmt: skip
+    manager = PassManager(CodeSparse(least=0), oracle="each", on_mismatch="raise")
+    assert manager.run(ir.load(tmp_path / "outside.onnx")).report.changed
 
 
 def test_old_opsets_are_left_alone() -> None:

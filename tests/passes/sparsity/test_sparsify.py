@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from graphopt import PassManager, Result, ir, optimize, parse
-from graphopt.errors import PipelineSyntaxError
+from graphopt.api import require_goals
+from graphopt.errors import GoalNotMet, PipelineSyntaxError
 from graphopt.measure import Trial
 from graphopt.passes.sparsity import Sparsify
 from graphopt.reconstruct import problem
@@ -120,6 +122,78 @@ def test_magnitude_needs_no_data() -> None:
     refused = PassManager(PLAIN % "").run(net())
     assert not refused.report.changed
     assert "needs calibration data" in (refused.report.passes[0].reason or "")
+
+
+@pytest.mark.parametrize("method", ["obs", "magnitude"])
+@pytest.mark.parametrize(
+    ("budget", "missed"),
+    [("min-sqnr=90", "is below 90 dB"), ("max-drop=0", "of the predictions change, more than 0 %")],
+)
+def test_a_budget_that_is_missed(method: str, budget: str, missed: str) -> None:
+    result = run(PLAIN % f"ratio=0.9 method={method} {budget}")
+    (record,) = result.report.passes
+    assert not result.report.changed
+    assert record.status == "not-applicable"
+    assert missed in record.details["missed"]
+    with pytest.raises(GoalNotMet, match="with these zeros"):
+        require_goals(result)
+
+
+def test_a_budget_is_judged_on_samples_kept_aside() -> None:
+    data = [{"x": each["x"][:4]} for each in batches(count=16)]
+    result = run(PLAIN % "min-sqnr=5 max-drop=40", data=data)
+    found = result.report.passes[0].details["quality"]
+    judged = Trial(net(), data[14:]).quality(result.model)  # an eighth of them, the last
+    assert found == {**judged.to_json(), "aside": True}
+    assert found["sqnr_db"] >= 5
+    few = run(PLAIN % "", data=batches(count=1)).report.passes[0]
+    assert few.details["quality"]["aside"] is False
+
+
+def test_a_budget_needs_data() -> None:
+    refused = PassManager(PLAIN % "method=magnitude min-sqnr=1").run(net())
+    assert not refused.report.changed
+    assert "needs calibration data" in (refused.report.passes[0].reason or "")
+
+
+def test_outputs_that_zeros_make_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Trial, "noises", lambda _self, _build, names: [math.inf, 1e-3, 1e-2][: len(names)]
+    )
+    result = run(PLAIN % "")
+    each = ratios(result.model)
+    assert each["a"] < min(each["e"], each["y"])
+    assert all(fit["noise"] <= 1e30 for fit in result.report.passes[0].details["fits"])
+
+
+def test_layers_that_read_few_rows_keep_what_others_need() -> None:
+    """Fewer rows than columns: on these rows most weights can go, on others they cannot."""
+    rng = np.random.default_rng(0)
+    v, w = (",".join(map(repr, rng.normal(size=2048).round(3).tolist())) for _ in range(2))
+    text = f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[N,32] x) => (float[N,32] y) <float[32,64] v = {{{v}}}, float[64,32] w = {{{w}}}> {{
+        a = MatMul(x, v)
+        r = Relu(a)
+        y = MatMul(r, w)
+    }}
+    """
+    few, others = (
+        [{"x": rng.normal(size=(5, 32)).astype(np.float32)} for _ in range(8)] for _ in "ab"
+    )
+    result = run("sparsify{code=false}", ir.parse_text(text), few)
+    assert max(ratios(result.model).values()) < 0.75
+    local = run("sparsify{code=false ranking=local}", ir.parse_text(text), few)
+    trial = Trial(ir.parse_text(text), others)
+    assert trial.noise(result.model) < 1.25 * trial.noise(local.model)
+
+
+def test_one_batch_tells_nothing_of_others() -> None:
+    one = batches(count=1)
+    each = ratios(run(PLAIN % "", data=one).model)
+    assert each["a"] == each["y"] == 0.5
+    refused = run(PLAIN % "ranking=global", data=one)
+    assert "needs two batches" in (refused.report.passes[0].reason or "")
 
 
 @pytest.mark.parametrize("method", ["obs", "magnitude"])
@@ -246,6 +320,7 @@ def test_a_target_that_does_not_decode() -> None:
         ("method=random", "option 'method' wants one of obs, magnitude, not random"),
         ("ranking=global method=magnitude", "ranking=global needs method=obs and no n-m"),
         ("ranking=global n-m=2:4", "ranking=global needs method=obs and no n-m"),
+        ("max-drop=101", r"max-drop is a share in percent, in \[0, 100\], not 101"),
         ("samples=0", "samples has to be 1 or more, not 0"),
         ("threads=0", "threads has to be 1 or more, not 0"),
         ("min-weights=-1", "min-weights is 0 or more, not -1"),
