@@ -28,9 +28,10 @@ PLAIN, BEST = "O2", "50 %"
 FORMS = {
     PLAIN: "O2",
     BEST: "O2,sparsify",
-    "50 %, same ratio in all layers": "O2,sparsify{ranking=local}",
-    "50 %, 32-bit values": "O2,sparsify{values=fp32}",
+    "50 % at the same ratio in all layers": "O2,sparsify{ranking=local}",
+    "50 % with 32-bit values": "O2,sparsify{values=fp32}",
     "50 % by magnitude": "O2,sparsify{method=magnitude}",
+    "50 % by magnitude stored densely": "O2,sparsify{method=magnitude code=false}",
     "75 %": "O2,sparsify{ratio=0.75}",
     "2:4": "O2,sparsify{n-m=2:4}",
     "2:4 by magnitude": "O2,sparsify{n-m=2:4 method=magnitude}",
@@ -38,7 +39,7 @@ FORMS = {
 }
 PEERS = {
     "onnxsim magnitude 50 %": "magnitude",
-    "onnxsim magnitude 50 %, global": "magnitude-global",
+    "onnxsim magnitude 50 % over all layers": "magnitude-global",
     "onnxsim Wanda 50 %": "wanda",
     "onnxsim SparseGPT 50 %": "sparsegpt",
     "onnxsim magnitude 2:4": "magnitude-2:4",

@@ -199,6 +199,7 @@ class Sparsify(Pass):
                 for part in matrix:
                     part[:, order] = magnitude(part[:, order], self.zeros)
                 layer.write(rw, self._stored(matrix, layer, ctx), None)
+        rw.remove_initializers()
         return model
 
     def _fitted(

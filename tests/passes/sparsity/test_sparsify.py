@@ -83,6 +83,8 @@ def test_each_layer_gets_the_ratio(method: str, ratio: float) -> None:
     zeros = sum(int((m == 0).sum()) for m in matrices(result.model).values())
     found = result.report.passes[0].details["weights"]
     assert found == {"layers": 3, "weights": 1360, "zeros": zeros}
+    # The weights as they were are gone.
+    assert all(value.uses() for value in result.model.graph.initializers.values())
 
 
 def test_all_layers_together_get_the_ratio() -> None:
@@ -164,28 +166,6 @@ def test_outputs_that_zeros_make_infinite(monkeypatch: pytest.MonkeyPatch) -> No
     each = ratios(result.model)
     assert each["a"] < min(each["e"], each["y"])
     assert all(fit["noise"] <= 1e30 for fit in result.report.passes[0].details["fits"])
-
-
-def test_layers_that_read_few_rows_keep_what_others_need() -> None:
-    """Fewer rows than columns: on these rows most weights can go, on others they cannot."""
-    rng = np.random.default_rng(0)
-    v, w = (",".join(map(repr, rng.normal(size=2048).round(3).tolist())) for _ in range(2))
-    text = f"""
-    <ir_version: 8, opset_import: ["": 17]>
-    g (float[N,32] x) => (float[N,32] y) <float[32,64] v = {{{v}}}, float[64,32] w = {{{w}}}> {{
-        a = MatMul(x, v)
-        r = Relu(a)
-        y = MatMul(r, w)
-    }}
-    """
-    few, others = (
-        [{"x": rng.normal(size=(5, 32)).astype(np.float32)} for _ in range(8)] for _ in "ab"
-    )
-    result = run("sparsify{code=false}", ir.parse_text(text), few)
-    assert max(ratios(result.model).values()) < 0.75
-    local = run("sparsify{code=false ranking=local}", ir.parse_text(text), few)
-    trial = Trial(ir.parse_text(text), others)
-    assert trial.noise(result.model) < 1.25 * trial.noise(local.model)
 
 
 def test_one_batch_tells_nothing_of_others() -> None:
@@ -340,6 +320,8 @@ def test_text_of_patterns() -> None:
     ("name", "options", "agreement", "size"),
     [
         ("resnet", "ranking=local", 0.98, 0.33),
+        # Squeeze-excite reads one row per sample, fewer than columns: 0.89 if zeros are shared out by
+        # what they do to samples that layers were fitted to.
         ("mobilenet", "", 0.97, 0.39),
         pytest.param("vgg", "", 0.98, 0.31, marks=pytest.mark.slow),
         pytest.param("transformer", "", 0.98, 0.37, marks=pytest.mark.slow),
