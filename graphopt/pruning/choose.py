@@ -21,8 +21,8 @@ Array = np.ndarray[Any, Any]
 # A measured latency within this of the goal is the goal.
 _CLOSE = 0.02
 _ROUNDS = 8
-# How much more than asked for may go for the sake of time, as a share of what may be left.
-_BEYOND = 0.1
+# How much more than asked for may go for the sake of time, as a share of what was asked for.
+_BEYOND = 0.15
 
 
 class Chooser:
@@ -58,8 +58,8 @@ class Chooser:
         elif measure is not None and goal.what == "macs" and options.ranking == "measured":
             self._time = 1.0 - options.payoff * (1.0 - goal.left)
         self._needs_time = self._time is not None
-        # What is saved together in units of what units save one by one.
-        self._gain = 1.0
+        # Units save less together than one by one; so less than the goal is wanted of their sum.
+        self._wanted = self._time or 1.0
 
     def choose(self) -> list[int]:
         """Channels of each unit; where the goal is out of reach, the nearest to it."""
@@ -75,29 +75,37 @@ class Chooser:
     def _corrected(
         self, goal: float, measure: Callable[[Sequence[int]], float]
     ) -> list[int] | None:
-        """Correct what units save together until what is measured is the goal in time.
+        """Ask for more or less until what is measured is the goal in time.
 
         Returns:
             None where that takes much more of the size than was asked for.
         """
-        only_time = self._size is None
         seen: dict[tuple[int, ...], float] = {}
+        self._wanted = goal
+        slower, faster = (1.0, 1.0), None
         for _ in range(_ROUNDS):
-            left = self._ranked()
-            expected = 1.0 - self._expected(left)
-            if tuple(left) in seen or self.asked(left) > 1.0 + 1e-9 or expected <= 0:
+            left = tuple(self._ranked())
+            if self.asked(left) > 1.0 + 1e-9:
                 break
-            ratio = seen[tuple(left)] = measure(left)
-            if ratio <= goal and not (only_time and ratio < goal * (1 - _CLOSE)):
+            if left not in seen:
+                seen[left] = measure(left)
+            ratio = seen[left]
+            if 0 <= goal - ratio <= _CLOSE * goal:
                 break
-            self._gain = max((1.0 - ratio) / expected, 0.05)
-        slack = 1 + _CLOSE if only_time else 1.0
+            if ratio > goal:
+                slower = (self._wanted, ratio)
+            else:
+                faster = (self._wanted, ratio)
+            self._wanted = _between(slower, faster, goal)
+        slack = 1 + _CLOSE if self._size is None else 1.0
         met = [key for key, ratio in seen.items() if ratio <= goal * slack]
         if met:
             slowest = max(met, key=seen.__getitem__)
-            within = only_time or self.share(slowest) >= (1 - _BEYOND) * self.options.goal.left
-            return list(slowest) if within else None
-        if not only_time:
+            size = self._size
+            if size is not None and size - self.share(slowest) > _BEYOND * (1.0 - size):
+                return None
+            return list(slowest)
+        if self._size is not None:
             return None
         fastest = min(seen, key=seen.__getitem__, default=tuple(self._ranked()))
         return list(fastest)
@@ -121,8 +129,7 @@ class Chooser:
         """What is left in units of what may be, of size and time the worse."""
         found = 0.0 if self._size is None else self.share(left) / self._size
         if self._time is not None and self._needs_time:
-            time = 1.0 - self._gain * (1.0 - self._expected(left))
-            found = max(found, time / self._time)
+            found = max(found, self._expected(left) / self._wanted)
         return found
 
     def _expected(self, left: Sequence[int]) -> float:
@@ -147,7 +154,7 @@ class Chooser:
             found += (1.0 - np.array([self.share(each) for each in levels])) / (1.0 - self._size)
         if self._time is not None:
             saved = np.array([unit.saved[n] for n in unit.levels])
-            found += self._gain * saved / (1.0 - self._time)
+            found += saved / (1.0 - self._time)
         return found
 
     def _by_score(self) -> list[int]:
@@ -165,3 +172,14 @@ class Chooser:
                 for u, count in zip(self.units, above, strict=True)
             ]
         return found
+
+
+def _between(slower: tuple[float, float], faster: tuple[float, float] | None, goal: float) -> float:
+    """What to want so that the goal is measured, from pairs of what was wanted and measured."""
+    if faster is None:
+        wanted, ratio = slower
+        return max(1.0 - (1.0 - wanted) * (1.0 - goal) / max(1.0 - ratio, 0.05), 0.01)
+    (high, above), (low, below) = slower, faster
+    # Not at an end, where the same choice would come again.
+    share = min(max((goal - below) / max(above - below, 1e-9), 0.1), 0.9)
+    return low + share * (high - low)

@@ -56,7 +56,7 @@ class Walk:
         for name, values in _columns(given, needed).items():
             self._held.lend(name, values)
         self.batches = len(given)
-        self._values = {v.name or "": v for v in model.graph.inputs if v.name in self._held}
+        self._values = {v.name or "": v for v in model.graph.inputs if (v.name or "") in self._held}
 
     def __enter__(self) -> Walk:
         return self
