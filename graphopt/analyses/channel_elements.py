@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphopt import ir
-from graphopt.analyses.channel_flow import Factors, Flow, Handler, Stop, at
+from graphopt.analyses.channel_flow import Factors, Flow, Handler, Operand, Stop, at
 from graphopt.analyses.channel_moves import squeeze
 
 __all__ = ["ELEMENTS", "given"]
@@ -70,7 +70,7 @@ def _join(flow: Flow, node: ir.Node) -> None:
             raise Stop("reads something of unknown rank")
         ranks.append(len(dims))
     rank = max(ranks)
-    if node.op_type in ("Add", "Mul", "Sub", "Div", "Pow", "And", "Or") and ir.opset(node) < 7:
+    if ir.opset(node) < 7:
         raise Stop("broadcasts as it did before opset 7")
     flow.make(node, flow.join(node, [flow.operand(node, i, rank) for i in range(len(ranks))]))
 
@@ -105,9 +105,8 @@ def _mixes(flow: Flow, node: ir.Node, axes: Sequence[int], why: str) -> None:
 def _softmax(flow: Flow, node: ir.Node) -> None:
     rank = flow.of(node)[0].ndim
     axis = int(ir.attr(node, "axis", -1)) % rank
-    old = ir.opset(node) < 13 and node.op_type != "Hardmax"
     flow.only(node, 0)
-    _mixes(flow, node, range(axis, rank) if old else [axis], "mixes them")
+    _mixes(flow, node, range(axis, rank) if ir.opset(node) < 13 else [axis], "mixes them")
 
 
 def _along(flow: Flow, node: ir.Node) -> None:
@@ -223,13 +222,19 @@ def _group_norm(flow: Flow, node: ir.Node) -> None:
 
 
 def _layer_norm(flow: Flow, node: ir.Node) -> None:
+    if any(v.name for v in node.outputs[1:]):
+        raise Stop("returns its statistics")
     flow.only(node, 0)
     factors = flow.of(node)
     if not factors:
         return
     rank = factors[0].ndim
     first = int(ir.attr(node, "axis", -1)) % rank
-    _mixes(flow, node, range(first, rank), "normalises over them")
+    left = flow.apart(factors, range(first, rank), node, "normalises over them")
+    result = Operand(-1, left, (None,) * rank, tuple(range(rank)), frozenset())
+    # Scales may differ along axes in front of these, too.
+    scales = [flow.operand(node, i, rank) for i in (1, 2) if at(node, i) is not None]
+    flow.make(node, flow.join(node, [result, *scales]))
 
 
 def _mean_variance(flow: Flow, node: ir.Node) -> None:
@@ -252,9 +257,14 @@ def _resize(flow: Flow, node: ir.Node) -> None:
     rank = factors[0].ndim
     if dims is None or len(dims) != rank:
         raise Stop("has an output of unknown rank")
+    index = 1 if node.op_type == "Upsample" or ir.opset(node) < 11 else 2
+    scales = ir.attr(node, "scales", ir.array(at(node, index)))
+    axes = ir.attr(node, "axes") or range(rank)
+    # Fewer than one more channel is none, but those there are move.
+    scaled = {} if scales is None else {a % rank: n for a, n in zip(axes, scales, strict=False)}
     for factor in factors:
         for axis, size in enumerate(factor.shape):
-            if size != 1 and dims[axis] != size:
+            if size != 1 and (dims[axis] != size or scaled.get(axis, 1) != 1):
                 raise Stop("resizes them")
     flow.make(node, factors)
 

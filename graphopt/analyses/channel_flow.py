@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -141,7 +141,7 @@ class Flow:
             self._visit(node)
 
     def _visit(self, node: ir.Node) -> None:
-        known = any(v in self.labels for v in node.inputs)
+        known = any(v in self.labels for v in (*node.inputs, *_inside(node)))
         if not known and (node.domain or node.op_type not in self._sources):
             return
         handler = None if node.domain else self._handlers.get(node.op_type)
@@ -152,8 +152,9 @@ class Flow:
         except Stop as e:
             for value in node.outputs:
                 self.labels.pop(value, None)
-            for i in range(len(node.inputs)):
-                self.freeze(self.of(node, i), node, str(e))
+            for each in (*node.inputs, *_inside(node)):
+                if each is not None:
+                    self.freeze(self.labels.get(each, ()), node, str(e))
 
     # Verbs of handlers
 
@@ -245,8 +246,11 @@ class Flow:
     # Constants
 
     def constant(self, value: ir.Value | None) -> Constant | None:
-        """What is known of a value that is made of constants, None for others."""
-        if value is None:
+        """What is known of a value that is made of constants, None for others.
+
+        Rows of a table that computed indices choose have channels of their own.
+        """
+        if value is None or value in self.labels:
             return None
         if value not in self._constants:
             self._constants[value] = constant(value, self.constant)
@@ -363,9 +367,9 @@ class Flow:
             if operand.index in inside or not own:
                 continue
             if not own <= operand.losable:
-                index = operand.index
-                name = None if index < 0 else getattr(node.inputs[index], "name", None)
-                why = f"joins it with {name!r}, which has to stay as it is"
+                value = None if operand.index < 0 else node.inputs[operand.index]
+                name = "something" if value is None else repr(value.name)
+                why = f"joins it with {name}, which has to stay as it is"
                 joint = next(iter(self.apart((joint,), own - operand.losable, node, why)), None)
                 if joint is None:
                     return None
@@ -386,6 +390,16 @@ def _matched(members: list[tuple[Operand, Ids]]) -> list[list[tuple[Operand, Ids
     if len({len(row) for row in rows.values()}) > 1:
         return [members]
     return [list(column) for column in zip(*rows.values(), strict=True)]
+
+
+def _inside(node: ir.Node) -> Iterator[ir.Value | None]:
+    """What the graphs inside of a node read, make and return."""
+    for graph in ir.subgraphs(node):
+        for inner in graph:
+            yield from inner.inputs
+            yield from inner.outputs
+            yield from _inside(inner)
+        yield from graph.outputs
 
 
 def at(node: ir.Node, index: int) -> ir.Value | None:

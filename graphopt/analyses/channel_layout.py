@@ -116,7 +116,7 @@ def _squeeze(flow: Flow, node: ir.Node) -> None:
         flow.make(node, [moves.expand(f, axes) for f in factors])
         return
     if axes is None:
-        dims = flow.dims(node.inputs[0])
+        dims = ir.dims(node.inputs[0])
         if dims is None or not all(isinstance(n, int) for n in dims):
             raise Stop("removes axes that are not known")
         axes = tuple(a for a, n in enumerate(dims) if n == 1)
@@ -133,6 +133,8 @@ def _expand(flow: Flow, node: ir.Node) -> None:
 
 
 def _tile(flow: Flow, node: ir.Node) -> None:
+    if ir.opset(node) < 6:
+        raise Stop("is an old form of Tile")
     flow.only(node, 0)
     factors = flow.of(node)
     if not factors:

@@ -57,8 +57,7 @@ def _group_norm(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> N
 def _target(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
     """Shapes that Reshape and Expand are given."""
     sizes = {axis: int(k.sum()) for axis, k in losses.at(node.outputs[0]).items()}
-    before = ir.dims(node.inputs[0]) or ()
-    copied = list(before)
+    copied = list(ir.dims(node.inputs[0]) or (None,) * losses.rank(node.inputs[0]))
     for axis, kept in losses.at(node.inputs[0]).items():
         copied[axis : axis + 1] = [int(kept.sum())]
     value = here.inputs[1]
@@ -89,7 +88,7 @@ def resized(
     assert rank is not None
     if data is None:
         return _overwritten(rw, target, sizes, rank) if sizes else target
-    new, before = data.copy(), ir.dims(node.inputs[0]) or ()
+    new, before = data.copy(), ir.dims(node.inputs[0]) or (None,) * len(copied)
     for i, entry in enumerate(data.tolist()):
         size = sizes.get(i + rank - len(data))
         if node.op_type == "Expand":
@@ -150,7 +149,7 @@ def _sizes(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
 def _slice(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
     """Bounds in what is left; channels that are no longer evenly spaced are gathered."""
     lost = losses.at(node.inputs[0])
-    rank = next(iter(_ranks(node)))
+    rank = losses.rank(node.inputs[0])
     parts = slices(node, rank)
     axes = [a for a in parts if a in lost]
     if not axes:
@@ -174,10 +173,6 @@ def _slice(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
             end = last + 1 if step > 0 else last - 1
             changed[axis] = slice(start, end if end >= 0 else -len(kept) - 1, step)
     _bounds(rw, node, here, list(parts), changed)
-
-
-def _ranks(node: ir.Node) -> list[int]:
-    return [r for v in (node.inputs[0], node.outputs[0]) if (r := ir.rank(v)) is not None]
 
 
 def _bounds(
@@ -213,8 +208,19 @@ def _bounds(
                 _parameter(rw, here, index, fresh)
 
 
+def _squeeze(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
+    """Axes that go, where these are all of size 1: a last channel makes one more of these."""
+    if "axes" in node.attributes or len(node.inputs) > 1:
+        return
+    axes = [a for a, n in enumerate(ir.dims(node.inputs[0]) or ()) if n == 1]
+    if ir.opset(node) < 13:
+        rw.set_attr(here, axes=axes)
+    else:
+        _parameter(rw, here, 1, np.array(axes, np.int64))
+
+
 def _split(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
-    rank = next(iter(_ranks(node)))
+    rank = losses.rank(node.inputs[0])
     axis = int(ir.attr(node, "axis", 0)) % rank
     if axis not in losses.at(node.inputs[0]):
         return
@@ -235,7 +241,7 @@ def _split(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
 
 def _pad(rw: Rewriter, node: ir.Node, here: ir.Node, losses: Losses) -> None:
     """How many of the new channels stay, in front and behind."""
-    rank = next(iter(_ranks(node)))
+    rank = losses.rank(node.inputs[0])
     before, after = pads(node, rank)
     inside, outside = losses.at(node.inputs[0]), losses.at(node.outputs[0])
     dims = ir.dims(node.inputs[0]) or ir.dims(node.outputs[0]) or ()
@@ -295,4 +301,5 @@ FIXES: dict[str, Fix] = {
     "Resize": _sizes,
     "Slice": _slice,
     "Split": _split,
+    "Squeeze": _squeeze,
 }

@@ -65,6 +65,11 @@ class Losses:
             self._known[value] = self.of(self._labels[value])
         return self._known[value]
 
+    def rank(self, value: ir.Value | None) -> int:
+        """Rank of a tensor with channels, which shape inference may not know."""
+        assert value is not None
+        return self._labels[value][0].ndim
+
     def changed(self) -> Iterable[tuple[ir.Value, Keep]]:
         """The computed tensors that lose something."""
         return ((value, keep) for value in self._labels if (keep := self.at(value)))

@@ -89,6 +89,13 @@ def test_heads() -> None:
 
 FREEZES = [
     ("h = Softmax<axis=1>(a)", "Softmax 'h' mixes them", {}),
+    ("h = Hardmax<axis=1>(a)", "Hardmax 'h' mixes them", {"opset": 11}),
+    ("t = Transpose<perm=[0, 2, 1, 3]>(a) h = Hardmax<axis=1>(t)", "Hardmax 'h' mixes them",
+     {"opset": 11}),
+    ("n, h = LayerNormalization<axis=2>(a, s)", "LayerNormalization 'n' returns its statistics",
+     {"s": (4, 4)}),
+    ("h = PRelu(a, s)", "PRelu 'h' broadcasts as it did before opset 7", {"opset": 6, "s": (3,)}),
+    ("h = Tile(a, k, k)", "Tile 'h' is an old form", {"opset": 5, "k": np.float32(1)}),
     ("h = LRN<size=3>(a)", "LRN 'h' mixes them", {}),
     ("h = ReduceMean<axes=[1]>(a)", "ReduceMean 'h' reduces over them", {}),
     ("h = ArgMax<axis=1>(a)", "ArgMax 'h' reduces over them", {}),
@@ -105,6 +112,15 @@ FREEZES = [
     ("h = Pad<mode=\"reflect\">(a, p)", "Pad 'h' repeats some of them",
      {"p": ints(0, 1, 0, 0, 0, 0, 0, 0)}),
     ("h = Resize(a, , f)", "Resize 'h' resizes them", {"f": np.array([1, 2, 1, 1], np.float32)}),
+    ("h = Resize(a, , f)", "Resize 'h' resizes them",
+     {"f": np.array([1, 1.2, 2, 1], np.float32)}),
+    ("r = ReduceMax<keepdims=0>(x) c = Greater(r, zero) h = If(c) <then_branch ="
+     " t () => (float[N,3,4,4] u) { u = Relu(a) },"
+     " else_branch = e () => (float[N,2,4,4] v) { v = Conv(x, k) }>",
+     "If 'h' joins channels of different numbers", {"zero": np.float32(0), "k": (2, 3, 1, 1)}),
+    ("s = SequenceConstruct(x) m = SequenceMap(s) <body = b (float[N,3,4,4] e) =>"
+     " (float[N,2,4,4] o) { o = Conv(a, k) }> h = SequenceAt(m, zero)",
+     "SequenceMap 'm' is not understood", {"zero": np.array(0), "k": (2, 3, 1, 1)}),
     ("r = ReduceMax<keepdims=0>(x) c = Greater(r, zero) h = If(c) <then_branch ="
      " t () => (float[N,3,4,4] u) { u = Relu(a) },"
      " else_branch = e () => (float[N,3,4,4] v) { v = Relu(x) }>",

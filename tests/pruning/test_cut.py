@@ -63,14 +63,22 @@ def drawn(channels: Channels, seed: int) -> Array:
     return dead
 
 
+def all_but_one(channels: Channels) -> Array:
+    """Of every group that can lose something all but the first."""
+    dead = np.zeros(channels.count, bool)
+    for group in channels.groups:
+        dead[group.classes[1:]] = group.reason is None
+    return dead
+
+
 def check(model: ir.Model, *, exact: bool = True, places: int = 5) -> None:
-    """Cut random channels several times; outputs are those of masked models."""
+    """Cut random channels several times, and all but one; outputs are those of masked models."""
     channels = Channels(model)
     assert any(g.reason is None and len(g.classes) > 1 for g in channels.groups)
     (x,) = ir.inputs(model)
     shape = [d if isinstance(d, int) else 2 for d in ir.dims(x) or ()]
-    for seed in range(places):
-        dead = drawn(channels, seed)
+    cuts = [all_but_one(channels), *(drawn(channels, seed) for seed in range(places))]
+    for seed, dead in enumerate(cuts):
         copy = ir.clone(model)
         cut(Rewriter(copy), channels, dead)
         ir.verify(copy)
@@ -181,6 +189,16 @@ image("space to depth", "d = SpaceToDepth<blocksize=2>(a) h = Conv(d, v)", "a:6 
 image("depth to space, columns first",
       'd = DepthToSpace<blocksize=2, mode="CRD">(b) b = Relu(c) c = Conv(a, u) h = Conv(d, v)',
       "a:6 c:3 h:4", 4, u=(12, 6, 1, 1), v=(4, 3, 1, 1))  # fmt: skip
+image("squeeze of whatever has one place", "p = GlobalMaxPool(a) s = Squeeze(p)"
+      " h = Unsqueeze(s, two)", "a:6", x="3,3,4,4", two=ints(2, 3))  # fmt: skip
+image("squeeze with an attribute", "p = GlobalMaxPool(a) s = Squeeze(p)"
+      " h = Unsqueeze<axes=[2, 3]>(s)", "a:6", opset=11, x="3,3,4,4")  # fmt: skip
+image("layer norm with a scale per channel", "h = LayerNormalization<axis=2>(a, s, b)", "a:6",
+      exact=False, s=(6, 4, 4), b=(1, 4))  # fmt: skip
+image("slice of unknown rank",
+      "n = GroupNormalization<num_groups=3>(a, s, b) h = Slice(n, zero, four, one)", "a:2 a:1", 4,
+      exact=False, opset=18, s=(3,), b=(3,), zero=ints(0), four=ints(4), one=ints(1),
+      axes=ints(2, 3), head=SQUEEZE)  # fmt: skip
 image("softmax of places", "r = Reshape(a, to) s = Softmax<axis=-1>(r) h = Reshape(s, back)",
       "a:6", exact=False, to=ints(0, 0, -1), back=ints(0, 6, 4, 4))  # fmt: skip
 image("resize to sizes", "h = Resize<mode = \"nearest\">(a, , , to)", "a:6", x="1,3,4,4",
@@ -238,6 +256,12 @@ case("heads of a computed shape",
      k1=np.array(1), k00=ints(0), k3=ints(3), k2=ints(2), k6=ints(6))  # fmt: skip
 case("embedding", "i = Cast<to=7>(x) j = Abs(i) e = Gather(t, j) q = Add(e, p) r = Relu(q)"
      " y = MatMul(r, wl)", "e:6", x="N,3", t=(4, 6), p=(1, 3, 6), wl=(6, 2))  # fmt: skip
+case("embedding, multiplied at once", "i = Cast<to=7>(x) j = Abs(i) e = Gather(t, j)"
+     " y = MatMul(e, wl)", "e:6", x="N,3", t=(4, 6), wl=(6, 2))  # fmt: skip
+sequence("embedding of states", "d = ReduceMax<axes=[0, 2], keepdims=0>(x) c = Cast<to=7>(d)"
+         " i = Abs(c) e = Gather(t, i) s = Unsqueeze(e, zero)"
+         " h, n, c2 = LSTM<hidden_size=4>(x, w, r, b, , s, s) y = MatMul(n, wl)", "e:4",
+         w=(1, 16, 3), r=(1, 16, 4), b=(1, 32), wl=(4, 2), t=(4, 4), zero=ints(0))  # fmt: skip
 scale = np.float32(0.5)
 case("integers", "a = QuantizeLinear(x, s, zx) b = QLinearConv(a, s, zx, w, sw, zw, s, zy, i)"
      " c = QLinearConv(b, s, zy, v, s, z0, s, zy) h = DequantizeLinear(c, s, zy) "
