@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "budget_options",
     "cache_option",
     "check_json",
     "check_writable",
@@ -81,6 +82,17 @@ def output() -> Iterator[Console]:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         if not isinstance(e, BrokenPipeError):
             raise ExportError(f"standard output cannot be written: {e.strerror or e}") from e
+
+
+def budget_options(f: F) -> F:
+    """Options ``--max-drop`` and ``--min-sqnr``."""
+    f = click.option(
+        "--min-sqnr", type=float, metavar="DB", help="Least signal-to-noise ratio of the outputs."
+    )(f)
+    return click.option(
+        "--max-drop", type=float, metavar="PERCENT",
+        help="Largest share of predictions that may change.",
+    )(f)  # fmt: skip
 
 
 def json_option(f: F) -> F:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphopt.cli.common import cache_option, data_option, json_option, target_option
+from graphopt.cli.common import (
+    budget_options,
+    cache_option,
+    data_option,
+    json_option,
+    target_option,
+)
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -57,13 +63,7 @@ __all__ = ["command"]
     help="Names, with * and ?, of values and nodes whose channels stay; repeatable.",
 )  # fmt: skip
 @click.option("--no-recover", is_flag=True, help="Do not fit the layers that stay.")
-@click.option(
-    "--max-drop", type=float, metavar="PERCENT",
-    help="Largest share of predictions that may change.",
-)  # fmt: skip
-@click.option(
-    "--min-sqnr", type=float, metavar="DB", help="Least signal-to-noise ratio of the outputs."
-)
+@budget_options
 @target_option
 @click.option(
     "--dry-run", is_flag=True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphopt.cli.common import (
+    budget_options,
     cache_option,
     check_json,
     console,
@@ -45,13 +46,7 @@ __all__ = ["command"]
     "moving-average, percentile, entropy, mse or distribution for all.",
 )  # fmt: skip
 @click.option("--per-tensor", is_flag=True, help="One scale for each weight, not one a channel.")
-@click.option(
-    "--max-drop", type=float, metavar="PERCENT",
-    help="Largest share of predictions that may change.",
-)  # fmt: skip
-@click.option(
-    "--min-sqnr", type=float, metavar="DB", help="Least signal-to-noise ratio of the outputs."
-)
+@budget_options
 @click.option(
     "--skip", multiple=True, metavar="PATTERN",
     help="Nodes that stay in floating point: an operator, or a name with * and ?; repeatable.",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import graphopt
@@ -88,6 +89,15 @@ def resnet(models_dir: Path) -> Path:
 def samples(models_dir: Path) -> Path:
     """Samples of its input."""
     return models_dir / "digits_calib.npz"
+
+
+@pytest.fixture(scope="session")
+def few(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few samples of the reference models."""
+    path = tmp_path_factory.mktemp("few") / "few.npz"
+    with np.load(models_dir / "digits_calib.npz") as data:
+        np.savez(path, **{name: data[name][:24] for name in data.files})
+    return path
 
 
 @rule(Op("Relu", x))

@@ -32,15 +32,6 @@ def transformer(models_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def few(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few samples."""
-    path = tmp_path_factory.mktemp("few") / "few.npz"
-    with np.load(models_dir / "digits_calib.npz") as data:
-        np.savez(path, **{name: data[name][:24] for name in data.files})
-    return path
-
-
-@pytest.fixture(scope="module")
 def folder(models_dir: Path, few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ResNet in int8, all nodes but one, with its reports."""
     folder = tmp_path_factory.mktemp("quantized")

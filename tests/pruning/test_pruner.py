@@ -205,7 +205,8 @@ def test_latencies_are_met(clock: Clock, ranking: str, goal: float, power: float
     found = pruned(model, "latency", goal, ranking=ranking)
     small = valid(model, found)
     share = (Cost(small).macs / Cost(model).macs) ** power
-    assert share <= 1.05 * goal
+    # Channels are few: more may have to go than was asked for.
+    assert 0.7 * goal < share <= 1.05 * goal
     assert f"{share:.3f} of the latency is left" in found.reason
     assert found.details["speedup"][0] == pytest.approx(1 / share)
 
