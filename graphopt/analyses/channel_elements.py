@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphopt import ir
-from graphopt.analyses.channel_flow import Factors, Flow, Handler, Operand, Stop, at
+from graphopt.analyses.channel_flow import Factors, Flow, Handler, Operand, Stop, at, of_data
 from graphopt.analyses.channel_moves import squeeze
 
 __all__ = ["ELEMENTS", "given"]
@@ -109,12 +109,9 @@ def _softmax(flow: Flow, node: ir.Node) -> None:
     _mixes(flow, node, range(axis, rank) if ir.opset(node) < 13 else [axis], "mixes them")
 
 
-def _along(flow: Flow, node: ir.Node) -> None:
+@of_data
+def _along(flow: Flow, node: ir.Node, factors: Factors) -> None:
     """Operators that compute along one axis."""
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
     if node.op_type == "CumSum":
         found = ir.array(at(node, 1))
         if found is None:
@@ -132,11 +129,8 @@ def _pool(flow: Flow, node: ir.Node) -> None:
     _mixes(flow, node, range(2, rank), "pools over them")
 
 
-def _reduce(flow: Flow, node: ir.Node) -> None:
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
+@of_data
+def _reduce(flow: Flow, node: ir.Node, factors: Factors) -> None:
     rank = factors[0].ndim
     if node.op_type in ("ArgMax", "ArgMin"):
         found: tuple[int, ...] | None = (int(ir.attr(node, "axis", 0)),)
@@ -181,11 +175,8 @@ def _batch_norm(flow: Flow, node: ir.Node) -> None:
     flow.make(node, factors)
 
 
-def _instance_norm(flow: Flow, node: ir.Node) -> None:
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
+@of_data
+def _instance_norm(flow: Flow, node: ir.Node, factors: Factors) -> None:
     factors = flow.apart(factors, range(2, factors[0].ndim), node, "normalises over them")
     for index in (1, 2):
         flow.weight(node, index)
@@ -243,12 +234,9 @@ def _mean_variance(flow: Flow, node: ir.Node) -> None:
     _mixes(flow, node, axes, "normalises over them")
 
 
-def _resize(flow: Flow, node: ir.Node) -> None:
+@of_data
+def _resize(flow: Flow, node: ir.Node, factors: Factors) -> None:
     """Resize and Upsample keep the axes whose size they do not change."""
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
     if ir.attr(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
         raise Stop("may fill in a constant")
     if ir.attr(node, "keep_aspect_ratio_policy", "stretch") != "stretch":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "Operand",
     "Stop",
     "at",
+    "of_data",
 ]
 
 Factors = tuple[Ids, ...]
@@ -405,3 +407,16 @@ def _inside(node: ir.Node) -> Iterator[ir.Value | None]:
 def at(node: ir.Node, index: int) -> ir.Value | None:
     """An input, None where it is absent."""
     return node.inputs[index] if index < len(node.inputs) else None
+
+
+def of_data(handler: Callable[[Flow, ir.Node, Factors], None]) -> Handler:
+    """A handler of an operator whose first input alone may have channels; others are parameters."""
+
+    @functools.wraps(handler)
+    def handle(flow: Flow, node: ir.Node) -> None:
+        flow.only(node, 0)
+        factors = flow.of(node)
+        if factors:
+            handler(flow, node, factors)
+
+    return handle

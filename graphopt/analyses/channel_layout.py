@@ -10,7 +10,7 @@ from graphopt import ir
 from graphopt.analyses import channel_moves as moves
 from graphopt.analyses.channel_classes import Ids
 from graphopt.analyses.channel_elements import given
-from graphopt.analyses.channel_flow import Flow, Handler, Operand, Stop, at
+from graphopt.analyses.channel_flow import Factors, Flow, Handler, Operand, Stop, at, of_data
 
 __all__ = ["LAYOUT", "pads", "sliced", "slices"]
 
@@ -21,11 +21,8 @@ def _transpose(flow: Flow, node: ir.Node) -> None:
     flow.make(node, [f.transpose(perm) for f in factors])
 
 
-def _reshape(flow: Flow, node: ir.Node) -> None:
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
+@of_data
+def _reshape(flow: Flow, node: ir.Node, factors: Factors) -> None:
     before, after = flow.dims(node.inputs[0]), ir.dims(node.outputs[0])
     assert before is not None
     if node.op_type == "Flatten":
@@ -196,11 +193,8 @@ def sliced(part: slice, size: int) -> slice:
     return slice(start if start >= 0 else 0, end if end >= 0 else None, step)
 
 
-def _slice(flow: Flow, node: ir.Node) -> None:
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
+@of_data
+def _slice(flow: Flow, node: ir.Node, factors: Factors) -> None:
     parts = slices(node, factors[0].ndim)
     made = []
     for factor in factors:
@@ -295,11 +289,8 @@ def _joined(
     return np.concatenate(full, axis)
 
 
-def _split(flow: Flow, node: ir.Node) -> None:
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
+@of_data
+def _split(flow: Flow, node: ir.Node, factors: Factors) -> None:
     axis = int(ir.attr(node, "axis", 0)) % factors[0].ndim
     sizes = [(ir.dims(v) or {axis: None})[axis] for v in node.outputs]
     start = 0
@@ -334,11 +325,8 @@ def pads(node: ir.Node, rank: int) -> tuple[list[int], list[int]]:
     return before, after
 
 
-def _pad(flow: Flow, node: ir.Node) -> None:
-    flow.only(node, 0)
-    factors = flow.of(node)
-    if not factors:
-        return
+@of_data
+def _pad(flow: Flow, node: ir.Node, factors: Factors) -> None:
     before, after = pads(node, factors[0].ndim)
     plain = ir.attr(node, "mode", "constant") == "constant"
     made = []

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from written import build as built
+from written import ints
 
 from graphopt import ir
 from graphopt.analyses import Channels
@@ -14,22 +16,8 @@ from graphopt.analyses.channel_moves import Block, blocks
 Array = np.ndarray[Any, Any]
 
 
-def build(body: str, x: str = "N,3,4,4", *, opset: int = 17, **weights: Any) -> ir.Model:
-    import onnx
-
-    head = f'<ir_version: 8, opset_import: ["": {opset}]> g (float[{x}] x) => (float[] y)'
-    proto = onnx.parser.parse_model(f"{head} {{ {body} }}")
-    rng = np.random.default_rng(0)
-    for name, given in weights.items():
-        data = rng.normal(size=given).astype(np.float32) if isinstance(given, tuple) else given
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(data), name))
-    model = ir.load(proto)
-    ir.infer_shapes(model)
-    return model
-
-
-def ints(*values: int) -> Array:
-    return np.array(values, np.int64)
+def build(body: str, x: str = "N,3,4,4", **options: Any) -> ir.Model:
+    return built(body, x, **options)
 
 
 def ids(channels: Channels, name: str) -> list[int]:

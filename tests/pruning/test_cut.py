@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from written import build as built
+from written import ints
 
 from graphopt import ir
 from graphopt.analyses import Channels
@@ -22,25 +24,9 @@ HEAD = "pool = GlobalMaxPool(h) flat = Flatten<axis=1>(pool) y = Gemm<transB=1>(
 SQUEEZE = "pool = GlobalMaxPool(h) flat = Squeeze(pool, axes) y = Gemm<transB=1>(flat, wl, bl)"
 
 
-def build(body: str, x: str = "N,3,4,4", *, opset: int = 17, **weights: Any) -> ir.Model:
-    """A model from ``x`` to ``y``; weights are arrays, or small integers where only a shape is
-    given."""
-    import onnx
-
-    head = f'<ir_version: 8, opset_import: ["": {opset}]> g (float[{x}] x) => (float[] y)'
-    proto = onnx.parser.parse_model(f"{head} {{ {body} }}")
-    rng = np.random.default_rng(0)
-    for name, given in weights.items():
-        drawn = rng.integers(-2, 3, given) if isinstance(given, tuple) else given
-        data = drawn.astype(np.float32) if isinstance(given, tuple) else np.asarray(drawn)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(data, name))
-    model = ir.load(proto)
-    ir.infer_shapes(model)
-    return model
-
-
-def ints(*values: int) -> Array:
-    return np.array(values, np.int64)
+def build(body: str, x: str = "N,3,4,4", **options: Any) -> ir.Model:
+    """Weights are small integers where only a shape is given."""
+    return built(body, x, whole=True, **options)
 
 
 def free(model: ir.Model) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from written import build, ints
 
 from graphopt import ir
 from graphopt.analyses import connected
@@ -15,27 +16,6 @@ from graphopt.testing import assert_equivalent
 Array = np.ndarray[Any, Any]
 
 TAIL = "p = GlobalAveragePool(l) f = Flatten<axis=1>(p) y = Gemm<transB=1>(f, wl, bl)"
-
-
-def build(body: str, *, opset: int = 17, x: str = "N,3,8,8", **weights: Any) -> ir.Model:
-    """Make a model that returns ``y``, of text and weights: arrays, or random ones by shape."""
-    import onnx
-
-    text = (
-        f'<ir_version: 8, opset_import: ["": {opset}]> g (float[{x}] x) => (float[] y) {{ {body} }}'
-    )
-    proto = onnx.parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    for name, given in weights.items():
-        data = rng.normal(size=given).astype(np.float32) if isinstance(given, tuple) else given
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(data), name))
-    model = ir.load(proto)
-    ir.infer_shapes(model)
-    return model
-
-
-def ints(*values: int) -> Array:
-    return np.array(values, np.int64)
 
 
 def value(model: ir.Model, name: str) -> ir.Value:

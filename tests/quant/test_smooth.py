@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from written import written
 
 from graphopt import ir
 from graphopt.calibration import ChannelStats, collect
@@ -31,14 +32,7 @@ NORM = {"s": (4,), "b": (4,)}
 
 def build(graph: str, opset: int = 17, **weights: Any) -> ir.Model:
     """Make a model of ONNX text and weights: arrays, or shapes of random float32."""
-    import onnx
-
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> {graph}')
-    rng = np.random.default_rng(0)
-    for name, given in weights.items():
-        data = rng.normal(size=given).astype(np.float32) if isinstance(given, tuple) else given
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(data), name))
-    model = ir.load(proto)
+    model = written(graph, opset=opset, **weights)
     Rewriter(model).remove_initializers()
     return model
 

@@ -320,7 +320,7 @@ def test_text_of_patterns() -> None:
     ("name", "options", "agreement", "size"),
     [
         ("resnet", "ranking=local", 0.98, 0.33),
-        # Squeeze-excite reads one row per sample, fewer than columns: 0.89 if zeros are shared out by
+        # Squeeze-excite reads a row per sample, fewer than columns: 0.89 if zeros are shared out by
         # what they do to samples that layers were fitted to.
         ("mobilenet", "", 0.97, 0.39),
         pytest.param("vgg", "", 0.98, 0.31, marks=pytest.mark.slow),
