@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from graphopt import ir
-from graphopt.quant.units import Unit, Units, clip_bounds, matches, outputs
+from graphopt.quant.units import Unit, Units, clip_bounds, outputs
 from graphopt.targets import get
 
 X64 = get("cpu-x64").scheme
@@ -259,11 +259,11 @@ def test_patterns() -> None:
     )
     relu, tanh = model.graph
     relu.name = "enc/0/act"
-    assert matches(relu, ["enc/*"])
-    assert matches(relu, ["nothing", "h"])
-    assert not matches(relu, ["enc", "relu", ""])
-    assert matches(tanh, ["Tan?"])
-    assert not matches(tanh, [])
+    assert ir.matches(relu, ["enc/*"])
+    assert ir.matches(relu, ["nothing", "h"])
+    assert not ir.matches(relu, ["enc", "relu", ""])
+    assert ir.matches(tanh, ["Tan?"])
+    assert not ir.matches(tanh, [])
 
 
 def test_a_kernel_that_fixes_its_output() -> None:
