@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from graphopt import ir
+from graphopt.analyses.channel_classes import Ids
 
-__all__ = ["Constant", "carried", "constant"]
+__all__ = ["Constant", "carried", "constant", "is_move", "sources"]
 
 # What these make of constants has an element for each of theirs.
 _SAME = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear"})
@@ -45,7 +48,7 @@ def constant(
         shape = tuple(tensor.shape.numpy())
         return Constant(shape, frozenset(range(len(shape))), True)
     node = value.producer()
-    if node is None or node.domain or node.op_type not in _SAME | _MOVES:
+    if node is None or not is_move(node):
         return None
     if node.op_type == "ConstantOfShape":
         dims = ir.dims(value)
@@ -116,6 +119,40 @@ def carried(node: ir.Node, before: tuple[int | str | None, ...]) -> dict[int, in
             new_axes = {k % out for k in axes}
             return dict(zip((a for a in range(out) if a not in new_axes), range(rank), strict=True))
     return same
+
+
+def is_move(node: ir.Node) -> bool:
+    """Whether a node makes a constant of a constant."""
+    return not node.domain and node.op_type in _SAME | _MOVES
+
+
+def sources(
+    value: ir.Value | None, factors: tuple[Ids, ...]
+) -> Iterator[tuple[ir.Value, tuple[Ids, ...]]]:
+    """Constants that a value is made of, with the labels of each."""
+    if value is None:
+        return
+    node = value.producer()
+    if ir.const(value) is not None or node is None:
+        yield value, factors
+        return
+    if node.op_type == "ConstantOfShape":
+        return
+    before = ir.dims(node.inputs[0]) or ()
+    axes = carried(node, before)
+    moved = []
+    for factor in factors:
+        axis = axes.get(int(np.argmax(factor.shape)))
+        if axis is not None:
+            shape = [1] * len(before)
+            shape[axis] = -1
+            moved.append(factor.reshape(shape))
+    yield from sources(node.inputs[0], tuple(moved))
+    if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        axis = int(ir.attr(node, "axis", 1)) % max(len(before), 1)
+        along = tuple(f.reshape(-1) for f in moved if f.shape[axis] > 1)
+        for each in node.inputs[1:]:  # scales and zero points
+            yield from sources(each, along if ir.rank(each) == 1 else ())
 
 
 def _numbers(node: ir.Node, name: str, index: int) -> tuple[int, ...] | None:

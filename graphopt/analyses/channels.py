@@ -23,6 +23,7 @@ from graphopt.analyses.channel_elements import ELEMENTS
 from graphopt.analyses.channel_flow import End, Factors, Flow, Maker
 from graphopt.analyses.channel_layout import LAYOUT
 from graphopt.analyses.channel_products import PRODUCTS, SOURCES
+from graphopt.analyses.channel_ties import ties
 
 if TYPE_CHECKING:
     from graphopt.manager.context import Context
@@ -84,8 +85,9 @@ class Channels:
         for value in model.graph.outputs:
             flow.freeze(flow.labels.get(value, ()), value, "is an output of the model")
         self._resolve(flow)
-        self._freeze(flow)
         self._reduce(flow)
+        self._tie(flow)
+        self._freeze(flow)
         self.groups = self._grouped(flow)
 
     def why(self, number: int) -> str | None:
@@ -95,8 +97,20 @@ class Channels:
     def _resolve(self, flow: Flow) -> None:
         factors = {id(f): f for f in _arrays(flow)}
         roots = rectangular(flow.count, flow.pairs, factors.values())
-        used, self._classes = np.unique(roots, return_inverse=True)
-        self.count = len(used)
+        self._ids, self._classes = np.unique(roots, return_inverse=True)
+        self.count = len(self._ids)
+
+    def _tie(self, flow: Flow) -> None:
+        """Let what the readers of a weight lose be equal."""
+        while True:
+            pairs, whole = ties(self.constants)
+            new = [(self._ids[a], self._ids[b]) for a, b in pairs if not np.array_equal(a, b)]
+            if not new:
+                break
+            flow.pairs += new
+            self._resolve(flow)
+            self._reduce(flow)
+        flow.frozen += [(self._ids[ids], reason) for ids, reason in whole]
 
     def _freeze(self, flow: Flow) -> None:
         self.free = np.ones(self.count, bool)

@@ -48,7 +48,7 @@ def cut(rw: Rewriter, channels: Channels, dead: Array) -> None:
             here = nodes[node]
             value = here.inputs[index]
             assert value is not None
-            rw.set_input(here, index, trim(here, value, keep))
+            rw.set_input(here, index, trim(value, keep))
     for node, here in nodes.items():
         fix = None if node.domain else FIXES.get(node.op_type)
         if fix is not None and losses.touch(node):
@@ -87,29 +87,30 @@ class _Trim:
         self._rw = rw
         self._made: dict[tuple[Any, ...], ir.Value] = {}
 
-    def __call__(self, user: ir.Node, value: ir.Value, keep: Keep) -> ir.Value:
+    def __call__(self, value: ir.Value, keep: Keep) -> ir.Value:
         if not keep:
             return value
-        key = (user.graph, value, *((a, k.tobytes()) for a, k in sorted(keep.items())))
+        key = (value, *((a, k.tobytes()) for a, k in sorted(keep.items())))
         if key not in self._made:
-            self._made[key] = self._trimmed(user, value, keep)
+            self._made[key] = self._trimmed(value, keep)
         return self._made[key]
 
-    def _trimmed(self, user: ir.Node, value: ir.Value, keep: Keep) -> ir.Value:
+    def _trimmed(self, value: ir.Value, keep: Keep) -> ir.Value:
+        """Another value where the old one is, so that all who read that can read this."""
         data = ir.array(value)
         if data is not None:
             for axis, kept in keep.items():
                 data = data.compress(kept, axis)
-            with self._rw.at(user):
+            assert isinstance(value.graph, ir.Graph)
+            with self._rw.at_end(value.graph):
                 return self._rw.const(data, value.name or "weight")
         node = value.producer()
         assert node is not None
         inputs = [
-            source if source is None else self(user, source, _of_input(node, i, keep))
+            source if source is None else self(source, _of_input(node, i, keep))
             for i, source in enumerate(node.inputs)
         ]
-        # Another use may be in front of this one, so it stands where the old node does.
-        with self._rw.at(node if node.graph is user.graph else user):
+        with self._rw.at(node):
             place = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
             if place is not None:
                 sizes = {axis: int(kept.sum()) for axis, kept in keep.items()}

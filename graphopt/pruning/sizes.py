@@ -9,14 +9,14 @@ one at a time; with terms a step takes microseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from graphopt import ir
 from graphopt.analyses import Channels, Cost
-from graphopt.analyses.channel_constants import carried
+from graphopt.analyses.channel_constants import sources
 
 __all__ = ["MEASURES", "Measure", "Sizes"]
 
@@ -151,7 +151,7 @@ class Sizes:
         """Elements, bytes and labels of every constant; used with unlike labels it is several."""
         labels: dict[ir.Value, dict[bytes, Factors]] = {}
         for (node, index), factors in self.channels.constants.items():
-            for value, found in _sources(node.inputs[index], factors):
+            for value, found in sources(node.inputs[index], factors):
                 key = b"|".join(str(f.shape).encode() + f.tobytes() for f in found)
                 labels.setdefault(value, {})[key] = found
         return [
@@ -204,30 +204,3 @@ class Sizes:
         if value is None:
             return ()
         return self.channels.constants.get((node, index)) or self.channels.labels.get(value, ())
-
-
-def _sources(value: ir.Value | None, factors: Factors) -> Iterator[tuple[ir.Value, Factors]]:
-    """Constants that a value is made of, with the labels of each."""
-    if value is None:
-        return
-    node = value.producer()
-    if ir.const(value) is not None or node is None:
-        yield value, factors
-        return
-    if node.op_type == "ConstantOfShape":
-        return
-    before = ir.dims(node.inputs[0]) or ()
-    axes = carried(node, before)
-    moved = []
-    for factor in factors:
-        axis = axes.get(int(np.argmax(factor.shape)))
-        if axis is not None:
-            shape = [1] * len(before)
-            shape[axis] = -1
-            moved.append(factor.reshape(shape))
-    yield from _sources(node.inputs[0], tuple(moved))
-    if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
-        axis = int(ir.attr(node, "axis", 1)) % max(len(before), 1)
-        along = tuple(f.reshape(-1) for f in moved if f.shape[axis] > 1)
-        for each in node.inputs[1:]:  # scales and zero points
-            yield from _sources(each, along if ir.rank(each) == 1 else ())

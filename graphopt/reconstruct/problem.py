@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from graphopt import ir
 from graphopt.calibration.gram import spread
 from graphopt.errors import CalibrationError
 from graphopt.reconstruct.layers import Layer
 
-__all__ = ["Problem", "accumulate", "too_large"]
+__all__ = ["Problem", "accumulate", "too_large", "why_fixed"]
 
 Array = np.ndarray[Any, Any]
 
@@ -91,6 +92,15 @@ def too_large(layer: Layer) -> str | None:
         f"its {layer.outputs} outputs of {layer.columns} columns take more memory to fit than "
         f"{_MOST} x {_MOST}"
     )
+
+
+def why_fixed(layer: Layer) -> str | None:
+    """Why a layer keeps the weights that it has; None if it may get others."""
+    weight = layer.node.inputs[1]
+    if weight is not None and ir.use_count(weight) > 1:
+        # With weights of its own the model would grow.
+        return "its weights are used elsewhere, too"
+    return too_large(layer)
 
 
 def accumulate(

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.reconstruct.layers import Layer, layers
-from graphopt.reconstruct.problem import Problem, accumulate, too_large
+from graphopt.reconstruct.problem import Problem, accumulate, why_fixed
 from graphopt.reconstruct.walk import Walk, reads
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
@@ -65,7 +65,7 @@ def rebuild(
         batches: Inputs.
         change: Gives new weights in the form of ``Problem.optimum``, or None to leave the layer
             alone. It is called for layers whose inputs changed, and for wanted ones; not for those
-            that take too much memory (:func:`~graphopt.reconstruct.problem.too_large`).
+            that have to stay (:func:`~graphopt.reconstruct.problem.why_fixed`).
         wanted: Whether a layer is to be changed even where its inputs are the original's.
         ridge: See :func:`~graphopt.reconstruct.problem.accumulate`.
         threads: Threads within an operator.
@@ -81,7 +81,7 @@ def rebuild(
     place = {node: i for i, node in enumerate(model.graph)}
     ends = {v.name: i for i, node in enumerate(original.graph, 1) for v in node.outputs}
     rw = Rewriter(model)
-    found = {each: too_large(each) for each in layers(model)}
+    found = {each: why_fixed(each) for each in layers(model)}
     fitted = {each.node for each, reason in found.items() if reason is None}
     steps = [_step(each, reason, place, fitted) for each, reason in found.items()]
     dirty = _Dirt(model)

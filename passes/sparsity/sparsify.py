@@ -217,8 +217,7 @@ class Sparsify(Pass):
 
         def change(problem: Problem) -> Array | None:
             layer = problem.layer
-            weight = layer.node.inputs[1]
-            if _matches(layer, self.skip) or weight is None or ir.use_count(weight) > 1:
+            if _matches(layer, self.skip):
                 return None
             if layer.name not in chosen:
                 return problem.optimum

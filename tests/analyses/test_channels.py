@@ -192,7 +192,8 @@ def test_time_is_linear_in_the_size_of_the_model() -> None:
     """Not measured in seconds: a chain of a thousand layers comes with a thousand groups."""
     count = 1000
     body = "h0 = Conv(x, w) " + " ".join(
-        f"r{i} = Relu(h{i}) h{i + 1} = Conv(r{i}, v)" for i in range(count)
+        f"r{i} = Relu(h{i}) h{i + 1} = Conv(r{i}, v{i})" for i in range(count)
     )
-    model = build(f"{body} y = Conv(h{count}, v)", w=(3, 3, 1, 1), v=(3, 3, 1, 1))
+    weights = {f"v{i}": (3, 3, 1, 1) for i in range(count + 1)}
+    model = build(f"{body} y = Conv(h{count}, v{count})", w=(3, 3, 1, 1), **weights)
     assert len(Channels(model).groups) == count + 2

@@ -263,7 +263,7 @@ case("integer products",
      v=np.arange(-10, 10).reshape(5, 4).astype(np.int8))  # fmt: skip
 image("dequantized weights",
       "d = DequantizeLinear<axis=0>(k, s, z) e = Conv(a, d) g = Conv(a, d) q = Relu(g)"
-      " h = Concat<axis=1>(e, q)", "a:6 e:4 g:4", 8,
+      " h = Concat<axis=1>(e, q)", "a:6 e:4", 8,
       k=np.arange(-12, 12).reshape(4, 6, 1, 1).astype(np.int8), z=np.zeros(4, np.int8),
       s=np.array([1, 2, 1, 0.5], np.float32))  # fmt: skip
 
@@ -301,19 +301,52 @@ def shared() -> ir.Model:
     return build(body, w=(4, 3, 1, 1), v=(5, 4, 1, 1), wl=(2, 5), bl=(2,))
 
 
-def test_uses_that_lose_the_same_share_a_weight() -> None:
-    result = pruned(shared(), {"a": [0], "b": [0], "c": [3]})
+def test_weights_that_are_shared_stay_so() -> None:
+    assert free(shared()) == ["a:4", "c:5"]  # with the channels of b and d
+    result = pruned(shared(), {"a": [0], "c": [3]})
     assert sorted(s for s in shapes(result).values() if len(s) == 4) == [(3, 3, 1, 1), (4, 3, 1, 1)]
 
 
-def test_uses_that_lose_something_else_have_weights_of_their_own() -> None:
-    result = pruned(shared(), {"a": [0], "b": [1, 2]})
-    found = sorted(s for s in shapes(result).values() if len(s) == 4)
-    assert found == [(2, 3, 1, 1), (3, 3, 1, 1), (5, 2, 1, 1), (5, 3, 1, 1)]
+def test_vectors_are_cut_for_each_use() -> None:
+    body = f"a = Conv(x, w, b) c = Conv(x, v, b) h = Concat<axis=1>(a, c) {HEAD}"
+    model = build(body, w=(4, 3, 1, 1), v=(4, 3, 1, 1), b=(4,), wl=(2, 8), bl=(2,))
+    result = pruned(model, {"a": [0], "c": [1, 2]})
+    assert sorted(s for s in shapes(result).values() if len(s) == 1) == [(2,), (2,), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("body", "groups"),
+    [
+        ("t = Identity(w) a = Conv(x, w) c = Conv(x, t)", "a:6"),
+        # Read as it is, the weight keeps what it has.
+        ("m = ReduceMean<axes=[0, 1]>(w) a = Conv(x, w) c = Mul(a, m)", ""),
+    ],
+)
+def test_other_readers_of_a_weight(body: str, groups: str) -> None:
+    tail = "s = Add(a, c) e = Conv(s, v) h = Relu(e)"
+    model = build(f"{body} {tail} {HEAD}", w=(6, 3, 1, 1), v=(5, 6, 1, 1), wl=(2, 5), bl=(2,))
+    found = free(model)
+    assert [name for name in found if name.startswith(("a", "b", "c"))] == groups.split()
+    check(model, exact=False)
+
+
+def test_branches_go_on_to_share_weights() -> None:
+    body = (
+        "s = ReduceSum<keepdims=0>(x) t = Greater(s, k) a = Conv(x, w) c = If(t) <"
+        "then_branch = p () => (float[N,5,4,4] u) { u = Conv(a, v) },"
+        "else_branch = q () => (float[N,5,4,4] z) { m = Neg(a) z = Conv(m, v) }>"
+        f" h = Relu(c) {HEAD}"
+    )
+    weights = {"w": (6, 3, 1, 1), "v": (5, 6, 1, 1), "wl": (2, 5), "bl": (2,)}
+    model = build(body, k=np.float32(0), **weights)
+    assert free(model) == ["a:6", "u:5"]
+    check(model)
+    result = pruned(model, {"a": [0], "u": [1, 2]})
+    assert [len(g.initializers) for g in ir.all_graphs(result)] == [5, 0, 0]
 
 
 def test_scales_of_channels_that_went_go_too() -> None:
-    result = pruned(CASES["dequantized weights"][0], {"e": [0, 2], "g": [0, 2]})
+    result = pruned(CASES["dequantized weights"][0], {"e": [0, 2]})
     nodes = [n for n in result.graph if n.op_type == "DequantizeLinear"]
     assert len(nodes) == 1  # for both convolutions
     assert [ir.static_shape(v) for v in nodes[0].inputs] == [(2, 6, 1, 1), (2,), (2,)]
