@@ -13,7 +13,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.errors import CalibrationError
-from graphopt.runtime import Feeds, open_session
+from graphopt.runtime import Feeds, batch_size, open_session
 
 __all__ = ["Quality", "Trial", "decibels", "difference", "square"]
 
@@ -33,7 +33,7 @@ class Quality:
             it is 1 with another of zeros, and 0 with others.
         agreement: Share of the rows of ``[rows, classes]`` outputs whose largest element is at the
             same place; None where there are no such outputs.
-        samples: Number of rows, or of batches where outputs have none.
+        samples: Number of samples.
     """
 
     sqnr_db: float
@@ -63,6 +63,7 @@ class Trial:
 
     Attributes:
         batches: The inputs.
+        finite: Whether the original computes no NaN and no infinity.
     """
 
     def __init__(self, model: ir.Model, batches: Iterable[Feeds]) -> None:
@@ -83,6 +84,7 @@ class Trial:
         ]
         if not self._names:
             raise CalibrationError("the model has no float output to compare")
+        self.finite = all(np.isfinite(r[n]).all() for r in self._reference for n in self._names)
         self._energy = {
             n: math.fsum(square(_finite(r[n])) for r in self._reference) for n in self._names
         }
@@ -121,7 +123,6 @@ class Trial:
         ratios: list[float] = []
         cosines: list[Any] = [np.ones(0)]
         same: list[Any] = []
-        rows: dict[str, int] = {}
         for name in self._names:
             energy, noise = self._energy[name], self._noise(name, found)
             ratios.append(decibels(energy, noise))
@@ -132,13 +133,12 @@ class Trial:
                 cosines.append(_cosines(_finite(a), _finite(b)))
                 if one[name].ndim == 2 and one[name].shape[1] > 1:
                     same.append((a.argmax(axis=1) == b.argmax(axis=1)) & fits)
-                    rows[name] = rows.get(name, 0) + len(a)
         angles, agree = np.concatenate(cosines), np.concatenate([np.ones(0), *same])
         return Quality(
             min(ratios),
             float(angles.mean()) if angles.size else 1.0,
             float(agree.mean()) if agree.size else None,
-            max(rows.values(), default=0) or len(self.batches),
+            sum(map(batch_size, self.batches)),
         )
 
     def _outputs(self, model: ir.Model) -> list[dict[str, Any]]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from graphopt.calibration import Samples
 from graphopt.errors import CalibrationError
-from graphopt.runtime import Feeds
+from graphopt.runtime import Feeds, batch_size
 
 __all__ = ["first", "split"]
 
@@ -28,15 +26,15 @@ def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]
     for feeds in data:
         if count >= samples:
             break
-        if _rows(feeds):
+        if batch_size(feeds):
             batches.append(feeds)
-            count += _rows(feeds)
+            count += batch_size(feeds)
     if not batches:
         raise CalibrationError("all samples are empty; give some with elements (--data)")
     aside: list[Feeds] = []
     kept = 0
-    while len(batches) > 1 and kept + _rows(batches[-1]) <= max(count * _ASIDE, 1):
-        kept += _rows(batches[-1])
+    while len(batches) > 1 and kept + batch_size(batches[-1]) <= max(count * _ASIDE, 1):
+        kept += batch_size(batches[-1])
         aside.insert(0, batches.pop())
     return batches, aside
 
@@ -49,9 +47,5 @@ def first(batches: Sequence[Feeds], samples: int) -> list[Feeds]:
         if count >= samples:
             break
         found.append(feeds)
-        count += _rows(feeds)
+        count += batch_size(feeds)
     return found
-
-
-def _rows(feeds: Feeds) -> int:
-    return max((len(v) for v in feeds.values() if isinstance(v, np.ndarray) and v.ndim), default=1)

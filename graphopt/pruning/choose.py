@@ -118,12 +118,12 @@ class Chooser:
 
     def share(self, left: Sequence[int]) -> float:
         """The share of what the goal is about that is left."""
-        what, full = self.options.goal.what, [u.size for u in self.units]
+        what = self.options.goal.what
         if what == "latency":
             return self._expected(left)
         if what == "channels":
-            return sum(left) / sum(full)
-        return self.size(left, what) / self.size(full, what)
+            return sum(left) / sum(u.size for u in self.units)
+        return self.size(left, what) / self.sizes.before[what]
 
     def asked(self, left: Sequence[int]) -> float:
         """What is left in units of what may be, of size and time the worse."""

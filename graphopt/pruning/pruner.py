@@ -32,7 +32,7 @@ from graphopt.pruning.noise import measure_noise, order_by_score, order_channels
 from graphopt.pruning.options import Options, Outcome
 from graphopt.pruning.recover import recovered
 from graphopt.pruning.shorten import shortened
-from graphopt.pruning.sizes import MEASURES, Sizes
+from graphopt.pruning.sizes import MEASURES, Measure, Sizes, totals
 from graphopt.pruning.timing import measure_savings
 from graphopt.pruning.units import find_units
 from graphopt.pruning.vary import varied
@@ -74,12 +74,13 @@ def prune(
         CalibrationError: The samples do not fit the model.
     """
     known = with_biases(model) if options.recover else model
-    return _Pruner(known, target, data, options, cache).run()
+    return _Pruner(model, known, target, data, options, cache).run()
 
 
 class _Pruner:
     def __init__(
         self,
+        given: ir.Model,
         model: ir.Model,
         target: Target,
         data: Samples | None,
@@ -89,7 +90,7 @@ class _Pruner:
         self.model, self.target, self.options = model, target, options
         self.cache = cache
         self.channels = Channels(model)
-        self.sizes = Sizes(model, self.channels)
+        self.sizes = Sizes(model, self.channels, given)
         blocks = [b for b in find_blocks(model) if b.reason is None] if options.whole else []
         self.units, self.reasons = find_units(
             self.channels,
@@ -127,12 +128,18 @@ class _Pruner:
             left = self.chooser.choose()
         self._list(left)
         if self.options.dry:
-            self._summarize(left, None, [])
+            self._summarize({n: self.chooser.size(left, n) for n in MEASURES}, None, [])
             return Outcome(None, _DRY, self.details)
         return self._finish(left)
 
     def _check(self) -> None:
         options = self.options
+        random = next(filter(_draws, ir.all_nodes(self.model)), None)
+        if random is not None and self.fit:
+            raise NotApplicable(
+                f"{random.op_type} {random.outputs[0].name!r} draws random numbers, so that "
+                "outputs cannot be compared"
+            )
         if not self.units:
             why = next(iter(self.reasons.values()), "no operator makes any")
             hint = "; freeze-inputs turns weights that are inputs into constants"
@@ -154,7 +161,7 @@ class _Pruner:
             if needs:
                 raise NotApplicable(f"{' and '.join(needs)} need calibration data (--data)")
         what = options.goal.what
-        if what in MEASURES and not self.sizes.at(what, self.sizes.full):
+        if what in MEASURES and not self.sizes.before[what]:
             raise NotApplicable(f"the model has no {_WORDS[what]} to save")
         if what == "latency":
             reason = runs_here(self.target)
@@ -226,7 +233,7 @@ class _Pruner:
             self._compare(wanted, pruned)
         quality = self._quality(pruned)
         ratios = self._race(pruned)
-        self._summarize(left, quality, ratios)
+        self._summarize(totals(pruned), quality, ratios)
         return self._judge(pruned, left, quality, ratios)
 
     def _compare(self, wanted: ir.Model, pruned: ir.Model) -> None:
@@ -244,7 +251,10 @@ class _Pruner:
 
     def _quality(self, pruned: ir.Model) -> Quality | None:
         judged = self.aside or self.fit
-        return Trial(self.model, judged).quality(pruned) if judged else None
+        if not judged:
+            return None
+        self.trial = Trial(self.model, judged)
+        return self.trial.quality(pruned)
 
     def _race(self, pruned: ir.Model) -> list[float]:
         if runs_here(self.target) is not None or not self.fit:
@@ -263,11 +273,17 @@ class _Pruner:
             asked = budget != Budget()
             obstacle = (budget if asked else Budget(sqnr_db=_LEAST)).obstacle(quality)
             if obstacle is not None:
-                return Outcome(None, f"pruned like this, {obstacle}", self.details, missed=asked)
+                reason = f"pruned like this, {obstacle}"
+                if not self.trial.finite:
+                    reason += "; the model itself computes NaN or infinity on these samples"
+                return Outcome(None, reason, self.details, missed=asked)
         if ratios and max(ratios) > SCATTER:
             reason = f"the pruned model would be slower: {1 / max(ratios):.2f}x"
             return Outcome(None, reason, self.details)
-        share = ratios[0] if goal.what == "latency" and ratios else self.chooser.share(left)
+        if goal.what == "latency" and ratios:
+            share = ratios[0]
+        else:
+            share = self.details["left"].get(goal.what, self.chooser.share(left))
         close = 1.05 if goal.what == "latency" else 1.0 + 1e-9
         if share > goal.left * close:
             reason = (
@@ -308,12 +324,10 @@ class _Pruner:
         ]
 
     def _summarize(
-        self, left: Sequence[int], quality: Quality | None, ratios: Sequence[float]
+        self, sizes: dict[Measure, float], quality: Quality | None, ratios: Sequence[float]
     ) -> None:
-        full = [u.size for u in self.units]
         self.details["left"] = {
-            name: self.chooser.size(left, name) / max(self.chooser.size(full, name), 1e-300)
-            for name in MEASURES
+            name: size / max(self.sizes.before[name], 1e-300) for name, size in sizes.items()
         }
         if ratios:
             self.details["speedup"] = [1 / r for r in ratios]
@@ -323,6 +337,12 @@ class _Pruner:
 
     def _timed(self, name: str) -> _Clock:
         return _Clock(self._seconds, name)
+
+
+def _draws(node: ir.Node) -> bool:
+    """Whether a node computes something else each time."""
+    known = node.domain in ("", "com.microsoft") and not any(ir.subgraphs(node))
+    return known and not ir.is_deterministic(node)
 
 
 _WORDS = {

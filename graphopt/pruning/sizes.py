@@ -18,12 +18,27 @@ from graphopt import ir
 from graphopt.analyses import Channels, Cost
 from graphopt.analyses.channel_constants import sources
 
-__all__ = ["MEASURES", "Measure", "Sizes"]
+__all__ = ["MEASURES", "Measure", "Sizes", "totals"]
 
 Array = np.ndarray[Any, Any]
 Factors = tuple[Array, ...]
 Measure = Literal["macs", "params", "bytes"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+
+def totals(model: ir.Model) -> dict[Measure, float]:
+    """The sizes of a model as it is, every constant counted once."""
+    tensors = [
+        value.const_value
+        for graph in ir.all_graphs(model)
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    ]
+    return {
+        "macs": float(Cost(model).macs),
+        "params": float(sum(tensor.size for tensor in tensors)),
+        "bytes": float(sum(tensor.nbytes for tensor in tensors)),
+    }
 
 
 class Sizes:
@@ -35,16 +50,21 @@ class Sizes:
     Attributes:
         channels: The analysis.
         full: Number of channels of each of ``channels.groups``, float64 ``[groups]``.
+        before: The sizes of the original.
     """
 
-    def __init__(self, model: ir.Model, channels: Channels) -> None:
+    def __init__(
+        self, model: ir.Model, channels: Channels, original: ir.Model | None = None
+    ) -> None:
         """Find the terms.
 
         Args:
             model: The model.
             channels: Its channels.
+            original: What the shares of a goal are of; the model itself by default.
         """
         self.channels = channels
+        self.before = totals(original or model)
         self.full = np.array([len(g.classes) for g in channels.groups], np.float64)
         self._axes: list[Array] = []
         self._known: dict[bytes, int] = {}

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from graphopt import ir
 from graphopt.calibration import Samples, collect
 from graphopt.calibration.observers import Finite
@@ -27,7 +25,7 @@ from graphopt.quant.explain import explain
 from graphopt.quant.measure import Candidate, best, judge, raced, summary
 from graphopt.quant.static import StaticForm, affordable_rows, observe, search, settle
 from graphopt.quant.units import Units, outputs
-from graphopt.runtime import Feeds
+from graphopt.runtime import Feeds, batch_size
 from graphopt.targets import Scheme, Target
 
 __all__ = ["Options", "Outcome", "quantize"]
@@ -294,7 +292,7 @@ class _Quantizer:
         assert self.data is not None
         sizes, rows = [], 0
         for feeds in self.data:
-            sizes.append(_rows(feeds))
+            sizes.append(batch_size(feeds))
             rows += sizes[-1]
             if rows >= self.options.samples:
                 break
@@ -444,8 +442,3 @@ class _Quantizer:
             if whole and budget == Budget() and budget.obstacle(trial.quality(model)) is None:
                 break  # all that has a kernel, and nothing against it
         return found
-
-
-def _rows(feeds: Feeds) -> int:
-    first = next(iter(feeds.values()), None)
-    return len(first) if isinstance(first, np.ndarray) and first.ndim else 1

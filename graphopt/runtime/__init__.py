@@ -14,7 +14,7 @@ from graphopt.runtime.providers import (
     provider_status,
 )
 from graphopt.runtime.session import Session, open_session, ort
-from graphopt.runtime.values import Feeds
+from graphopt.runtime.values import Feeds, batch_size
 
 __all__ = [
     "Assignment",
@@ -28,6 +28,7 @@ __all__ = [
     "Timing",
     "Tolerance",
     "assignment",
+    "batch_size",
     "compare",
     "compare_latency",
     "interleaved",

@@ -14,11 +14,27 @@ import numpy as np
 
 from graphopt import ir
 
-__all__ = ["Array", "Feeds", "carrier", "decode", "element_type", "encode", "ort_tensor"]
+__all__ = [
+    "Array",
+    "Feeds",
+    "batch_size",
+    "carrier",
+    "decode",
+    "element_type",
+    "encode",
+    "ort_tensor",
+]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Feeds: TypeAlias = dict[str, Any]
 """Values by input name: an array; a list for a sequence, a dict for a map, None for no value."""
+
+
+def batch_size(feeds: Feeds) -> int:
+    """Samples in a batch: the length of the first input that has one."""
+    sizes = (len(v) for v in feeds.values() if isinstance(v, np.ndarray) and v.ndim)
+    return next(sizes, 1)
+
 
 _TENSOR = re.compile(r"(?:optional\()?tensor\((\w+)\)\)?$")
 _CARRIED = frozenset({

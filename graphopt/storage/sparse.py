@@ -171,8 +171,11 @@ def _bits_of(array: Array) -> Array:
 
 
 def _is_half(array: Array) -> bool:
-    """Whether 16-bit floats are the same numbers to the last bit."""
-    if array.dtype != np.float32:
+    """Whether 16-bit floats are the same numbers to the last bit.
+
+    Those of NaN are up to who converts them.
+    """
+    if array.dtype != np.float32 or np.isnan(array).any():
         return False
     with np.errstate(over="ignore", invalid="ignore"):
         back = array.astype(np.float16).astype(np.float32)

@@ -13,7 +13,7 @@ from graphopt.analyses import Group
 from graphopt.pruning.choose import Chooser
 from graphopt.pruning.criteria import Scores
 from graphopt.pruning.options import Goal, Options, What
-from graphopt.pruning.sizes import Sizes
+from graphopt.pruning.sizes import MEASURES, Sizes
 from graphopt.pruning.units import Unit
 
 LEVELS = (20, 18, 16, 14, 12, 10, 8, 6, 4, 2)
@@ -33,6 +33,7 @@ class Sums:
     def __init__(self, units: Sequence[Unit]) -> None:
         self.channels = SimpleNamespace(groups=tuple(u.group for u in units))
         self.full = np.array([u.size for u in units], np.float64)
+        self.before = dict.fromkeys(MEASURES, self.full.sum())
 
     def at(self, _what: str, alive: Any) -> float:
         return float(np.sum(alive))
