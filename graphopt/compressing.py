@@ -166,7 +166,7 @@ def _require(record: PassRecord, asked: Any) -> None:
     if gone < asked.count:
         if not gone:
             why = "".join(f"; {reason}" for reason in list(record.declined)[:1])
-            raise ConfigError(f"the model cannot be pruned: there are no layers that may go{why}")
+            raise ConfigError(f"the model cannot be pruned: no layer may go{why}")
         raise GoalNotMet(f"{record.text}: {gone} went, no more may")
 
 

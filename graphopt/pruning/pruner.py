@@ -273,9 +273,7 @@ class _Pruner:
             asked = budget != Budget()
             obstacle = (budget if asked else Budget(sqnr_db=_LEAST)).obstacle(quality)
             if obstacle is not None:
-                reason = f"pruned like this, {obstacle}"
-                if not self.trial.finite:
-                    reason += "; the model itself computes NaN or infinity on these samples"
+                reason = "; ".join([f"pruned like this, {obstacle}", *self._odd()])
                 return Outcome(None, reason, self.details, missed=asked)
         if ratios and max(ratios) > SCATTER:
             reason = f"the pruned model would be slower: {1 / max(ratios):.2f}x"
@@ -297,8 +295,13 @@ class _Pruner:
             words = [f"{share:.3f} of the {_WORDS[goal.what]} are left"]
             words += [f"{1 / ratio:.2f}x as fast" for ratio in ratios[:1]]
         if quality is not None:
-            words.append(str(quality))
+            words += [str(quality), *self._odd()]
         return Outcome(pruned, "; ".join(words), self.details)
+
+    def _odd(self) -> list[str]:
+        if self.trial.finite:
+            return []
+        return ["the model itself computes NaN or infinity on these samples, which do not count"]
 
     # What is reported.
 

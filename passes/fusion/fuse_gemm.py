@@ -83,6 +83,9 @@ def _not_a_bias(c: ir.Value, product: ir.Value) -> str | None:
     for d, size in zip(have[::-1], want[::-1], strict=False):
         if d != 1 and (d is None or d != size):
             return "the summand may broadcast the product"
+    if len(have) == 2 and 1 not in have and ir.const(c) is None:
+        # ONNX Runtime fuses it anyway; what looks for branches wants to see that they meet.
+        return "the summand is another branch of the network"
     return None
 
 
@@ -109,8 +112,9 @@ class FuseGemm(RewritePass):
     Example: Add(MatMul(a, b), c) -> Gemm(a, b, c)
 
     Declines when: the factors are not known to be matrices of floats; the summand is of unknown
-    shape, is the product itself, or broadcasts it to more rows, columns or dimensions; something
-    else uses the product or the transposed factor.
+    shape, is the product itself, is a computed matrix (as that beside a residual branch), or
+    broadcasts the product to more rows, columns or dimensions; something else uses the product or
+    the transposed factor.
 
     References: ONNX operator Gemm (https://onnx.ai/onnx/operators/onnx__Gemm.html).
     """

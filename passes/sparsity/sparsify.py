@@ -128,7 +128,9 @@ class Sparsify(Pass):
         ir.infer_shapes(original)
         chosen = self._choose(original, ctx)
         if not chosen:
-            return False
+            raise NotApplicable(
+                "there are no layers that can get zeros: " + self._reasons(original)
+            )
         budget = Budget(self.min_sqnr, self.max_drop)
         data = None if ctx.data is None else fitting(ctx.data, original)
         fit, aside = split(data, self.samples)
@@ -172,6 +174,10 @@ class Sparsify(Pass):
             if not any(_matches(layer, (pattern,)) for layer in layers(model)):
                 ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
         return chosen
+
+    def _reasons(self, model: ir.Model) -> str:
+        found = dict.fromkeys(why for layer in layers(model) if (why := self._why_not(layer)))
+        return "; ".join(found) or "none has constant weights of 32-bit floats"
 
     def _why_not(self, layer: Layer) -> str | None:
         groups, rows, columns = layer.matrix().shape

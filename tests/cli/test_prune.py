@@ -350,7 +350,8 @@ def test_a_model_without_anything_to_prune(run: Run, tmp_path: Path) -> None:
     for what, goal in (("channels", "--macs"), ("heads", "--heads"), ("layers", "--layers")):
         done = run("prune", path, *out, goal, "1" if what == "layers" else "0.5")
         assert (done.code, done.out) == (2, "")
-        assert done.err.startswith(f"error: the model cannot be pruned: there are no {what} ")
+        why = "no layer may go" if what == "layers" else f"there are no {what} to prune"
+        assert done.err.startswith(f"error: the model cannot be pruned: {why}")
     assert not (tmp_path / "o.onnx").exists()
 
 
@@ -427,7 +428,7 @@ def test_pipelines(run: Run, net: Path, data: Path, tmp_path: Path) -> None:
         (("--macs", "0.5", "--target", "cpux64"), "there is no target 'cpux64'"),
         (("--macs", "0.5"), "need calibration data (--data)"),
         (("--heads", "0.5"), "the model cannot be pruned: there are no heads to prune"),
-        (("--layers", "1"), "the model cannot be pruned: there are no layers that may go"),
+        (("--layers", "1"), "the model cannot be pruned: no layer may go"),
         (("--macs", "0.5", "--data", "missing.npz"), "missing.npz"),
         (("--drop-run",), "no such option '--drop-run'"),
     ],

@@ -71,6 +71,18 @@ def valid(model: ir.Model, found: Outcome, data: Data = IMAGES) -> ir.Model:
     return found.model
 
 
+def twins() -> ir.Model:
+    """Two inputs through the same layers, as to compare faces."""
+    body = (
+        "a = Conv(x, w, p) b = Relu(a) c = Conv(b, v, q) d = Relu(c) e = GlobalAveragePool(d) "
+        "f = Neg(x) g = Conv(f, w, p) h = Relu(g) i = Conv(h, v, q) j = Relu(i) "
+        "k = GlobalAveragePool(j) l = Sub(e, k) m = Flatten(l) y = Gemm(m, u, r)"
+    )
+    given = {"w": normal(16, 3, 3, 3), "v": normal(16, 16, 3, 3), "u": normal(16, 4)}
+    vectors = {"p": normal(16), "q": normal(16), "r": normal(4)}
+    return network(body, "N,3,6,6", **given, **vectors)
+
+
 @dataclasses.dataclass
 class Clock:
     """Forms take the time of their multiply-accumulates, to a power."""
@@ -250,6 +262,32 @@ def test_work_saved_is_saved_in_time(clock: Clock) -> None:
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+def test_layers_that_share_weights_go_on_to(what: str) -> None:
+    model = twins()
+    found = pruned(model, what, 0.6)
+    small = valid(model, found)
+    assert elements(small)[0] / elements(model)[0] == found.details["left"]["params"] < 0.75
+    reasons = {fit["reason"] for fit in found.details["fits"] if fit["name"] in ("c", "i")}
+    assert reasons == {"its weights are used elsewhere, too"}
+
+
+def test_random_numbers_are_named() -> None:
+    body = "a = Conv(x, w) n = RandomNormalLike(a) b = Add(a, n) c = Conv(b, v) y = Relu(c)"
+    model = network(body, "N,3,6,6", w=normal(8, 3, 1, 1), v=normal(4, 8, 1, 1))
+    with pytest.raises(NotApplicable, match="RandomNormalLike 'n' draws random numbers"):
+        pruned(model, "macs", 0.6)
+
+
+def test_a_model_that_computes_nan_is_named() -> None:
+    body = "a = Conv(x, w) b = Sqrt(a) c = Conv(b, v) y = GlobalAveragePool(c)"
+    model = network(body, "N,3,6,6", w=normal(8, 3, 1, 1), v=normal(4, 8, 1, 1))
+    found = pruned(model, "macs", 0.6, criterion="l2", ranking="local", recover=False)
+    assert "the model itself computes NaN" in found.reason
+    with pytest.raises(CalibrationError, match="NaN"):
+        pruned(model, "macs", 0.6)
 
 
 def test_nothing_to_prune() -> None:

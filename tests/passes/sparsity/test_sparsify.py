@@ -126,6 +126,14 @@ def test_magnitude_needs_no_data() -> None:
     assert "needs calibration data" in (refused.report.passes[0].reason or "")
 
 
+def test_no_layer_that_can_get_zeros() -> None:
+    result = run(PLAIN % "n-m=3:7")
+    (record,) = result.report.passes
+    assert record.status == "not-applicable"
+    assert "its input channels are no groups of 7" in (record.reason or "")
+    assert not result.report.changed
+
+
 @pytest.mark.parametrize("method", ["obs", "magnitude"])
 @pytest.mark.parametrize(
     ("budget", "missed"),
