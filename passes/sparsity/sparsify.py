@@ -128,9 +128,7 @@ class Sparsify(Pass):
         ir.infer_shapes(original)
         chosen = self._choose(original, ctx)
         if not chosen:
-            raise NotApplicable(
-                "there are no layers that can get zeros: " + self._reasons(original)
-            )
+            raise NotApplicable("no layer can get zeros: " + self._reasons(original))
         budget = Budget(self.min_sqnr, self.max_drop)
         data = None if ctx.data is None else fitting(ctx.data, original)
         fit, aside = split(data, self.samples)
