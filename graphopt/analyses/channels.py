@@ -36,7 +36,9 @@ _SOURCES = SOURCES | frozenset(BODIES) | {"Gather"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Classes that makers, ends, constants and tensors have equally often: interchangeable channels.
+    """Classes that the same makers, ends, constants and tensors have, equally often.
+
+    They are interchangeable channels.
 
     Attributes:
         name: Name of the first tensor that has them; several groups may start at one.
@@ -168,12 +170,12 @@ class Channels:
         slots += [f for factors in self.constants.values() for f in factors]
         unique = list({id(f): f for f in slots}.values())
         marks = np.random.default_rng(0).integers(0, 2**63, (len(unique), 2), np.uint64)
-        # A class is told by the sum of random numbers of the slots that have it, as often as they do:
-        # 128 bits.
+        # A class is told by the sum of random numbers of the slots that have it, as often as they
+        # do: 128 bits.
         signs = np.zeros((self.count, 2), np.uint64)
         for mark, factor in zip(marks, unique, strict=True):
-            classes, counts = np.unique(factor, return_counts=True)
-            signs[classes] += mark * counts[:, None].astype(np.uint64)
+            each, often = np.unique(factor, return_counts=True)
+            signs[each] += mark * often[:, None].astype(np.uint64)
         first = np.full(self.count, -1)
         order: list[int] = []
         names: dict[int, str] = {}

@@ -11,8 +11,7 @@ from graphopt.analyses import Cost
 from graphopt.errors import CalibrationError
 from graphopt.measure import Trial
 from graphopt.pruning.layers_out import Block, bypass, find_blocks, take_out
-from graphopt.reconstruct import rebuild
-from graphopt.reconstruct.walk import reads
+from graphopt.reconstruct import behind, rebuild
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
@@ -126,11 +125,11 @@ class _Search:
         model, raw, others = self._without(block), self.raw[block.name], dict(self.raw)
         if not self.fit:
             return Removal(block, model, raw, raw, others)
-        behind = _behind(model, {block.name, *self.gone})
+        fitted = behind(model, {block.name, *self.gone})
         try:
             fits = rebuild(
                 self.original, model, self.fit, lambda problem: problem.optimum,
-                wanted=lambda layer: layer.name in behind,
+                wanted=lambda layer: layer.name in fitted,
             )  # fmt: skip
         except CalibrationError as e:  # NaN or infinity, which masks of attentions may make
             return Removal(block, self._without(block), raw, raw, others, unfitted=str(e))
@@ -138,15 +137,6 @@ class _Search:
         if all(fit.reason is not None for fit in fits):
             unfitted = next((f.reason for f in fits), "no layers of 32-bit floats are behind it")
         return Removal(block, model, self.trial.noise(model), raw, others, unfitted)
-
-
-def _behind(model: ir.Model, names: Collection[str]) -> set[str]:
-    """Names of values that are computed from some."""
-    found = set(names)
-    for node in model.graph:
-        if any(v.name in found for v in reads(node)):
-            found |= {v.name or "" for v in node.outputs}
-    return found
 
 
 def _seconds(model: ir.Model, names: Collection[str]) -> dict[str, float]:

@@ -13,14 +13,19 @@ from graphopt.measure import Trial
 from graphopt.pruning.criteria import Scores
 from graphopt.pruning.masking import masked
 from graphopt.pruning.recover import used_columns
-from graphopt.pruning.shorten import dead_of, shortened
+from graphopt.pruning.shorten import bypass_blocks, dead_of
 from graphopt.pruning.units import Unit
-from graphopt.reconstruct import Problem, Reader, eliminate, layers
+from graphopt.reconstruct import Problem, Reader, behind, eliminate, layers, rebuild
+from graphopt.reconstruct.problem import why_fixed
 from graphopt.rewrite import Rewriter
+from graphopt.runtime import Feeds
 
 __all__ = ["measure_noise", "order_by_score", "order_channels"]
 
 Array = np.ndarray[Any, Any]
+
+# Layers behind a block that make up for its loss, when that is measured.
+_BEHIND = 2
 
 
 def order_channels(units: Sequence[Unit], problems: Mapping[str, Problem], scores: Scores) -> None:
@@ -59,10 +64,13 @@ def measure_noise(
     units: Sequence[Unit],
     problems: Mapping[str, Problem],
     trial: Trial,
+    *,
+    recover: bool = True,
 ) -> None:
     """Set what each level of each unit adds to the outputs of the model.
 
-    Layers that read the channels make up for their loss as far as they can.
+    Layers that read the channels make up for their loss as far as they can; where a block goes, the
+    next two layers do.
 
     Args:
         channels: Channels of the model.
@@ -70,11 +78,15 @@ def measure_noise(
         problems: Problems of the layers with the inputs of the original, by name; layers without
             one stay as they are.
         trial: Outputs of the original.
+        recover: Whether layers make up for blocks that go.
     """
     variants = [(unit, n) for unit in units for n in unit.levels[1:]]
 
     def build(variant: tuple[Unit, int]) -> ir.Model:
-        return _variant(channels, *variant, problems)
+        unit, left = variant
+        if left:
+            return _variant(channels, unit, left, problems)
+        return _without(channels.model, unit, trial.batches if recover else [])
 
     for unit in units:
         unit.noise = {unit.size: 0.0}
@@ -82,12 +94,24 @@ def measure_noise(
         unit.noise[n] = noise
 
 
+def _without(model: ir.Model, unit: Unit, batches: Sequence[Feeds]) -> ir.Model:
+    """A model with a bypass for a block of a unit."""
+    copy = ir.clone(model)
+    gone = bypass_blocks(Rewriter(copy), [unit], [0])
+    if batches:
+        dirty = behind(copy, gone)
+        names = [e.name for e in layers(copy) if e.name in dirty and why_fixed(e) is None][:_BEHIND]
+        rebuild(
+            model, copy, batches, lambda problem: problem.optimum,
+            wanted=lambda layer: True, only=lambda layer: layer.name in names, threads=1,
+        )  # fmt: skip
+    return copy
+
+
 def _variant(
     channels: Channels, unit: Unit, left: int, problems: Mapping[str, Problem]
 ) -> ir.Model:
     """The model with the loss of one unit only."""
-    if not left:
-        return shortened(channels.model, channels, [unit], [0])
     fitted = {r.layer for r in unit.reads if r.layer in problems}
     if unit.others or len(fitted) < len({r.layer for r in unit.reads}):
         model = masked(channels, dead_of(channels, [unit], [left]))

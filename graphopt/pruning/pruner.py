@@ -121,7 +121,9 @@ class _Pruner:
         if self.fit and (self.options.ranking == "measured" or self.options.dry):
             with self._timed("noise"):
                 trial = Trial(self.model, first(self.fit, _TRIED))
-                measure_noise(self.channels, self.units, problems, trial)
+                measure_noise(
+                    self.channels, self.units, problems, trial, recover=self.options.recover
+                )
         measure = self._measured if self._time() else None
         self.chooser = Chooser(self.units, self.sizes, self.options, scores, measure)
         with self._timed("choose"):

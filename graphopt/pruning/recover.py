@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,7 @@ from graphopt.analyses import Channels
 from graphopt.pruning.masking import masked
 from graphopt.pruning.shorten import bypass_blocks, dead_of
 from graphopt.pruning.units import Unit
-from graphopt.reconstruct import Fit, Layer, Problem, layers, rebuild
-from graphopt.reconstruct.walk import reads
+from graphopt.reconstruct import Fit, Layer, Problem, behind, layers, rebuild
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
@@ -61,7 +60,7 @@ def recovered(
     rw = Rewriter(whole)
     bypass_blocks(rw, units, left)
     gone = bypass_blocks(Rewriter(model), units, left)
-    behind = _behind(model, original, gone)
+    dirty = behind(model, {*gone, *_others(model, original)})
     masks = {each.name: used_columns(each, units, left) for each in layers(original)}
 
     def change(problem: Problem) -> Array:
@@ -69,7 +68,7 @@ def recovered(
         return problem.optimum if used.all() else problem.restricted(used)
 
     fits = rebuild(
-        original, model, batches, change, wanted=lambda each: each.name in behind, threads=1
+        original, model, batches, change, wanted=lambda each: each.name in dirty, threads=1
     )
     fitted = {each.name: each for each in layers(model)}
     changed = {fit.name for fit in fits if fit.reason is None}
@@ -81,16 +80,13 @@ def recovered(
     return whole, model, fits
 
 
-def _behind(model: ir.Model, original: ir.Model, gone: Collection[str]) -> set[str]:
-    """Names of what is computed from masks, or from blocks that are bypassed."""
-    known = {
-        v.name
-        for graph in ir.all_graphs(original)
-        for v in (*graph.inputs, *graph.initializers.values())
-    }
-    known |= {v.name for node in ir.all_nodes(original) for v in node.outputs}
-    found = set(gone)
-    for node in model.graph:
-        if any(v.name in found or v.name not in known for v in reads(node)):
-            found |= {v.name or "" for v in node.outputs}
+def _others(model: ir.Model, original: ir.Model) -> set[str]:
+    """Names of what the original does not compute: masks."""
+    return _names(model) - _names(original)
+
+
+def _names(model: ir.Model) -> set[str]:
+    found = {v.name or "" for node in ir.all_nodes(model) for v in node.outputs}
+    for graph in ir.all_graphs(model):
+        found |= {v.name or "" for v in (*graph.inputs, *graph.initializers.values())}
     return found

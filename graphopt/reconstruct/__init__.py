@@ -5,7 +5,7 @@ from graphopt.reconstruct.obs import Reader, eliminate
 from graphopt.reconstruct.observe import observe
 from graphopt.reconstruct.problem import Problem, accumulate
 from graphopt.reconstruct.rebuild import RIDGE, Fit, rebuild
-from graphopt.reconstruct.walk import Walk
+from graphopt.reconstruct.walk import Walk, behind
 
 __all__ = [
     "RIDGE",
@@ -15,6 +15,7 @@ __all__ = [
     "Reader",
     "Walk",
     "accumulate",
+    "behind",
     "eliminate",
     "layers",
     "observe",

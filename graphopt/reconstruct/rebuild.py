@@ -49,6 +49,7 @@ def rebuild(
     change: Change,
     *,
     wanted: Callable[[Layer], bool] = lambda _layer: False,
+    only: Callable[[Layer], bool] = lambda _layer: True,
     ridge: float = RIDGE,
     threads: int = 2,
 ) -> list[Fit]:
@@ -67,6 +68,7 @@ def rebuild(
             alone. It is called for layers whose inputs changed, and for wanted ones; not for those
             that have to stay (:func:`~graphopt.reconstruct.problem.why_fixed`).
         wanted: Whether a layer is to be changed even where its inputs are the original's.
+        only: Whether a layer may be changed at all.
         ridge: See :func:`~graphopt.reconstruct.problem.accumulate`.
         threads: Threads within an operator.
 
@@ -81,7 +83,7 @@ def rebuild(
     place = {node: i for i, node in enumerate(model.graph)}
     ends = {v.name: i for i, node in enumerate(original.graph, 1) for v in node.outputs}
     rw = Rewriter(model)
-    found = {each: why_fixed(each) for each in layers(model)}
+    found = {each: why_fixed(each) for each in layers(model) if only(each)}
     fitted = {each.node for each, reason in found.items() if reason is None}
     steps = [_step(each, reason, place, fitted) for each, reason in found.items()]
     dirty = _Dirt(model)

@@ -16,7 +16,7 @@ from graphopt.errors import CalibrationError
 from graphopt.reconstruct.held import Held
 from graphopt.runtime import Feeds, Session, open_session
 
-__all__ = ["Walk", "reads"]
+__all__ = ["Walk", "behind", "reads"]
 
 Array = np.ndarray[Any, Any]
 
@@ -136,6 +136,15 @@ def reads(node: ir.Node) -> Iterable[ir.Value]:
     for graph in ir.subgraphs(node):
         for inner in graph:
             yield from reads(inner)
+
+
+def behind(model: ir.Model, names: Collection[str]) -> set[str]:
+    """Names of values, and of all that the main graph computes from them."""
+    found = set(names)
+    for node in model.graph:
+        if any(v.name in found for v in reads(node)):
+            found |= {v.name or "" for v in node.outputs}
+    return found
 
 
 def _empty(feeds: Feeds) -> bool:

@@ -143,7 +143,7 @@ image("pad and crop",
 image("pad with attributes",
       "q = Pad<pads=[0, 1, 0, 0, 0, 2, 0, 0]>(a) r = Conv(x, v) h = Add(q, r)",
       "a:6 q:3", 9, opset=10, v=(9, 3, 1, 1))  # fmt: skip
-image("gather", "h = Gather<axis=1>(a, order)", "a:4 a:2", 5, order=ints(5, 0, -2, 0, 3))
+image("gather", "h = Gather<axis=1>(a, order)", "a:1 a:2 a:3", 5, order=ints(5, 0, -2, 0, 3))
 image("gather a table", "q = Gather<axis=1>(a, t) h = ReduceMax<axes=[2], keepdims=0>(q)", "a:3", 3,
       t=np.array([[0, 1], [2, 3], [4, 5]]))  # fmt: skip
 image("equal parts", "b, c = Split<axis=1>(a) d = Relu(c) h = Mul(b, d)", "a:3", 3)

@@ -153,8 +153,6 @@ def test_columns_that_are_read_are_those_that_a_mask_silences(name: str) -> None
             "q",
             0,
         ),
-        # One channel is read twice, others once.
-        ("a = MatMul(x, w) r = Gather<axis = 2>(a, some) y = MatMul(r, z)", "a", 0),
         # A sum that has no weights beside one that has.
         (
             "a = MatMul(x, w) p = MatMul(a, v) s = ReduceSum(a, last) y = Add(p, s)",
@@ -172,17 +170,29 @@ def test_columns_that_are_read_are_those_that_a_mask_silences(name: str) -> None
 )
 def test_what_no_layer_can_make_up_for(body: str, name: str, reads: int) -> None:
     constants = {
-        "w": normal(3, 6), "u": normal(3, 6, seed=1), "v": normal(6, 2), "z": normal(7, 2),
+        "w": normal(3, 6), "u": normal(3, 6, seed=1), "v": normal(6, 2),
         "wr": normal(1, 6, 3), "rr": normal(1, 6, 6),
     }  # fmt: skip
     body = f"""
-        some = Constant<value_ints = [0, 0, 1, 2, 3, 4, 5]>()
         last = Constant<value_ints = [2]>() one = Constant<value_ints = [1]>() {body}
     """
     model = PassManager("O1").run(network(body, "N,4,3", **constants)).model
     _, units, _ = found(model)
     (unit,) = (u for u in units if u.group.name == name)
     assert (len(unit.reads), unit.others) == (reads, True)
+
+
+def test_channels_that_are_read_twice_are_a_group_of_their_own() -> None:
+    body = """
+        some = Constant<value_ints = [0, 0, 1, 1, 2, 3, 4, 5]>()
+        a = MatMul(x, w) r = Gather<axis = 2>(a, some) y = MatMul(r, v)
+    """
+    model = PassManager("O1").run(network(body, "N,4,3", w=normal(3, 6), v=normal(8, 2))).model
+    _, units, _ = found(model)
+    assert [(len(unit.group.classes), unit.reads[0].columns.shape) for unit in units] == [
+        (2, (2, 2)),
+        (4, (4, 1)),
+    ]
 
 
 @pytest.mark.parametrize("skip", ["a", "h", "[a-b]", "rel*"])
