@@ -42,6 +42,12 @@ class Samples:
         self.source, self.count, self.remarks = source, count, list(remarks)
         self._specs, self._batches, self._length = tuple(specs), batches, length
 
+    @property
+    def divisible(self) -> bool:
+        """Whether the model takes batches of any size: the first dimension of inputs is free."""
+        firsts = {spec.dims[0] if spec.dims else 1 for spec in self._specs}
+        return len(firsts) == 1 and not isinstance(firsts.pop(), int)
+
     def __len__(self) -> int:
         """Number of batches."""
         return self._length

@@ -180,7 +180,8 @@ def describe_oracle(facts: Mapping[str, Any]) -> str:
     said = _AGREEMENT.get(facts.get("promise", ""), "agree with the original's")
     feeds = facts.get("feeds") or {}
     if facts.get("promise") == "lossy" and feeds.get("samples"):
-        return f"Outputs {said}{describe_lossy(feeds, facts.get('error') or {})}."
+        told = describe_lossy(feeds, facts.get("error") or {}, ", which passes may be fitted to")
+        return f"Outputs {said}{told}."
     told = describe_feeds(feeds)
     return f"Outputs {said}{f' on {told}' if told else ''}{_difference(facts)}."
 
@@ -209,7 +210,7 @@ def describe_feeds(feeds: Mapping[str, Any]) -> str:
     return " and ".join(parts)
 
 
-def describe_lossy(feeds: Mapping[str, Any], error: Mapping[str, Any]) -> str:
+def describe_lossy(feeds: Mapping[str, Any], error: Mapping[str, Any], caveat: str = "") -> str:
     """Return how far the outputs of a lossy change are apart, to append to a sentence.
 
     With data, differences are those on data alone; see ``Oracle.check``.
@@ -217,8 +218,9 @@ def describe_lossy(feeds: Mapping[str, Any], error: Mapping[str, Any]) -> str:
     Args:
         feeds: What ``Oracle.feeds_summary`` says; it has samples.
         error: What ``Comparison.to_json`` says.
+        caveat: To append to what the data are.
     """
-    data = describe_feeds({**feeds, "made": 0})
+    data = describe_feeds({**feeds, "made": 0}) + caveat
     made = describe_feeds({**feeds, "samples": 0, "batches": 0})
     finite = f"; on {made} they are finite" if made else ""
     return f" on {data}{describe_difference(error)}{finite}"

@@ -281,7 +281,7 @@ class _Run:
             if r.status == "ok"
         ]
         worst, ordinal = max(growth)
-        reason = f"the file would grow from {before:,} to {after:,} bytes"
+        reason = f"made the file grow from {before:,} to {after:,} bytes"
         raise _Restart(_Undone(ordinal if worst > 0 else -1, _Worse(reason), reason))
 
     def summary(self, attempt: _Attempt) -> dict[str, Any]:

@@ -25,6 +25,15 @@ class Budget:
     sqnr_db: float | None = None
     drop: float | None = None
 
+    def doubt(self, quality: Quality) -> str | None:
+        """Why a quality within the budget tells little, or None."""
+        step = 100 / max(quality.samples, 1)
+        if self.drop is not None and step > max(self.drop, 1.0):
+            return f"{quality.samples} samples tell changed predictions in steps of {step:.2g} %"
+        if self == Budget() and quality.sqnr_db < _LEAST:
+            return "the outputs are the original's roughly at best: check them with labels"
+        return None
+
     def obstacle(self, quality: Quality) -> str | None:
         """Why a quality is not within the budget, or None if it is."""
         least = _LEAST if self == Budget() else self.sqnr_db

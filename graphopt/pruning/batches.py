@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from graphopt.calibration import Samples
-from graphopt.errors import CalibrationError
+from graphopt.errors import CalibrationError, NotApplicable
+from graphopt.measure import Budget
 from graphopt.runtime import Feeds, batch_size
 
-__all__ = ["first", "split"]
+__all__ = ["first", "judges", "split"]
 
 _ASIDE = 0.125
 
 
 def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]:
-    """Batches to fit on, and those kept aside to judge the result.
+    """Batches to fit on, and those kept aside to judge the result: an eighth of the samples.
+
+    A batch is cut for that where the model takes batches of any size.
 
     Raises:
         CalibrationError: No batch holds anything.
@@ -32,11 +37,35 @@ def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]
     if not batches:
         raise CalibrationError("all samples are empty; give some with elements (--data)")
     aside: list[Feeds] = []
-    kept = 0
-    while len(batches) > 1 and kept + batch_size(batches[-1]) <= max(count * _ASIDE, 1):
-        kept += batch_size(batches[-1])
+    most = max(int(count * _ASIDE), 1)
+    while len(batches) > 1 and batch_size(batches[-1]) <= most:
+        most -= batch_size(batches[-1])
         aside.insert(0, batches.pop())
+    if most and data.divisible and _rows(batches[-1]) > most:
+        last = batches.pop()
+        at = _rows(last) - most
+        batches.append({name: array[:at] for name, array in last.items()})
+        aside.insert(0, {name: array[at:] for name, array in last.items()})
     return batches, aside
+
+
+def judges(budget: Budget, aside: Sequence[Feeds]) -> None:
+    """Check that something can tell whether a budget is kept.
+
+    Raises:
+        NotApplicable: All samples are fitted to, and a budget is asked for.
+    """
+    if budget != Budget() and not aside:
+        raise NotApplicable(
+            "min-sqnr and max-drop need samples that nothing is fitted to; give more than one "
+            "batch (--data)"
+        )
+
+
+def _rows(feeds: Feeds) -> int:
+    """Samples of a batch that can be cut, 0 for others."""
+    sizes = {len(v) if isinstance(v, np.ndarray) and v.ndim else 0 for v in feeds.values()}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def first(batches: Sequence[Feeds], samples: int) -> list[Feeds]:

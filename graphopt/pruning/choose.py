@@ -26,7 +26,11 @@ _BEYOND = 0.15
 
 
 class Chooser:
-    """Numbers of channels for a goal in size, in time, or in both."""
+    """Numbers of channels for a goal in size, in time, or in both.
+
+    Attributes:
+        missed: Whether what was chosen is all that can go, and not enough.
+    """
 
     def __init__(
         self,
@@ -58,18 +62,20 @@ class Chooser:
         elif measure is not None and goal.what == "macs" and options.ranking == "measured":
             self._time = 1.0 - options.payoff * (1.0 - goal.left)
         self._needs_time = self._time is not None
+        self.missed = False
         # Units save less together than one by one; so less than the goal is wanted of their sum.
         self._wanted = self._time or 1.0
 
     def choose(self) -> list[int]:
         """Channels of each unit; where the goal is out of reach, the nearest to it."""
-        if self._time is None or self.measure is None:
-            return self._ranked()
-        found = self._corrected(self._time, self.measure)
+        found = None
+        if self._time is not None and self.measure is not None:
+            found = self._corrected(self._time, self.measure)
+            # Time in proportion may not be to be had. It still has its part in the prices.
+            self._needs_time = found is not None
         if found is None:
-            # Time in proportion is not to be had. It still has its part in the prices.
-            self._needs_time = False
             found = self._ranked()
+            self.missed = self.asked(found) > 1.0 + 1e-9
         return found
 
     def _corrected(
@@ -107,6 +113,7 @@ class Chooser:
             return list(slowest)
         if self._size is not None:
             return None
+        self.missed = True
         fastest = min(seen, key=seen.__getitem__, default=tuple(self._ranked()))
         return list(fastest)
 

@@ -112,7 +112,7 @@ def find_units(
         several = 1 if kind == "heads" and multiple is None else multiple
         levels = _levels(len(group.classes), least, several)
         if reason is None and len(levels) < 2:
-            reason = "it has too few channels"
+            reason = "it has too few channels for another number (least, round-to)"
         if reason is not None:
             reasons.setdefault(group.name, reason)
             continue
@@ -133,7 +133,7 @@ def find_units(
 def _levels(size: int, least: float, multiple: int | None) -> tuple[int, ...]:
     if multiple is None:
         multiple = 4 if size >= 16 else 2 if size >= 8 else 1
-    step = multiple * max(1, round(size / _LEVELS / multiple))
+    step = multiple * max(1, size // (_LEVELS * multiple))
     floor = max(1, int(np.ceil(size * least - 1e-9)))
     inner = range(-(-size // step) * step - step, 0, -step)
     return (size, *(n for n in inner if n >= floor))
@@ -148,7 +148,7 @@ def _reads(end: End, layer: Layer, group: Group) -> list[Read]:
     starts = np.searchsorted(ids[order], group.classes)
     stops = np.searchsorted(ids[order], group.classes, side="right")
     counts = stops - starts
-    if not len(counts) or (counts != counts[0]).any():
+    if not len(counts):
         return []
     places = order[starts[:, None] + np.arange(counts[0])]
     per = len(ids) // layer.groups

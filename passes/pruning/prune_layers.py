@@ -22,7 +22,7 @@ from graphopt.measure import (
     settings,
 )
 from graphopt.pruning import Block, Removal, find_blocks, matches, removals
-from graphopt.pruning.batches import split
+from graphopt.pruning.batches import judges, split
 from graphopt.runtime import Feeds
 
 __all__ = ["PruneLayers"]
@@ -117,7 +117,9 @@ class PruneLayers(Pass):
             raise NotApplicable(
                 "needs calibration data (--data), to see which layers the outputs miss least"
             )
-        search = _Search(self, ctx, original, *split(fitting(ctx.data, original), self.samples))
+        fit, aside = split(fitting(ctx.data, original), self.samples)
+        judges(Budget(self.min_sqnr, self.max_drop), aside)
+        search = _Search(self, ctx, original, fit, aside)
         taken = search.run({b.name for b in may_go}, most)
         ctx.details["layers"] = self.listed(blocks, taken)
         if self.dry or not taken or not ctx.allow(_NAME):

@@ -15,7 +15,7 @@ from graphopt.measure import Budget, Trial
 from graphopt.passes.sparsity._parts import arranged, halved, optimal_parts, replaced
 from graphopt.passes.sparsity._shares import Share, shares
 from graphopt.passes.sparsity.code_sparse import at_opset, store
-from graphopt.pruning.batches import split
+from graphopt.pruning.batches import judges, split
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs_sparse import Zeros, magnitude
 from graphopt.reconstruct.problem import Problem, too_large
@@ -25,6 +25,9 @@ from graphopt.runtime import Feeds
 __all__ = ["Sparsify"]
 
 Array = np.ndarray[Any, Any]
+
+# Numbers without zeros that are worth a word, as a share of those that get some.
+_OTHERS = 0.1
 
 
 class Sparsify(Pass):
@@ -132,6 +135,8 @@ class Sparsify(Pass):
         budget = Budget(self.min_sqnr, self.max_drop)
         data = None if ctx.data is None else fitting(ctx.data, original)
         fit, aside = split(data, self.samples)
+        if fit:
+            judges(budget, aside)
         if not fit and (self.method == "obs" or budget != Budget()):
             raise NotApplicable(
                 "needs calibration data (--data), to see which weights the outputs miss least; "
@@ -247,14 +252,23 @@ class Sparsify(Pass):
             return weights
         return half
 
-    def _tell(self, model: ir.Model, chosen: set[str], ctx: Context) -> None:
+    def _tell(self, changed: ir.Model, chosen: set[str], ctx: Context) -> None:
         counts = [
             (m.size, int((m == 0).sum()))
-            for m in (layer.matrix() for layer in layers(model) if layer.name in chosen)
+            for m in (layer.matrix() for layer in layers(changed) if layer.name in chosen)
         ]
         size, zero = (sum(each) for each in zip(*counts, strict=True))
         ctx.remark(f"{zero:,} of {size:,} weights in {len(counts)} layers are zero")
         ctx.details["weights"] = {"layers": len(counts), "weights": size, "zeros": zero}
+        others = _floats(changed) - size
+        if others > _OTHERS * size:
+            ctx.remark(f"{others:,} numbers belong to other layers and operators and stay")
+
+
+def _floats(model: ir.Model) -> int:
+    """Number of 32-bit floats in the constants of a model."""
+    tensors = (v.const_value for g in ir.all_graphs(model) for v in g.initializers.values())
+    return sum(t.size for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT)
 
 
 def _matches(layer: Layer, patterns: Sequence[str]) -> bool:

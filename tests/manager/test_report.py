@@ -353,8 +353,8 @@ def test_view_of_an_empty_report() -> None:
                 "feeds": {"samples": 2, "batches": 8, "made": 1, "dims": [{"n": 3}]},
                 "error": {"max_abs": 0.5, "max_rel": None, "sqnr_db": 30.0},
             },
-            "Outputs differ from the original's on purpose on 2 of 8 batches of data; they differ "
-            "by at most 0.5 (SQNR 30.0 dB); on 1 made-up input (n=3) they are finite.",
+            "Outputs differ from the original's on purpose on 2 of 8 batches of data, which "
+            "passes may be fitted to; they differ by at most 0.5 (SQNR 30.0 dB); on 1 made-up input (n=3) they are finite.",
         ),
         (
             {
@@ -363,8 +363,8 @@ def test_view_of_an_empty_report() -> None:
                 "feeds": {"samples": 1, "batches": 1, "made": 0},
                 "error": {"max_abs": 0.0, "max_rel": 0.0},
             },
-            "Outputs differ from the original's on purpose on 1 batch of data, without any "
-            "difference.",
+            "Outputs differ from the original's on purpose on 1 batch of data, which passes may "
+            "be fitted to, without any difference.",
         ),
         (
             {"verdict": "equal", "feeds": {"samples": 2000}, "error": {"max_abs": None}},

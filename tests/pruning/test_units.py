@@ -44,8 +44,9 @@ OUTPUT = {"y": "'y' is an output of the model"}
         (16, {}, (16, 12, 8, 4)),
         (16, {"least": 0.5}, (16, 12, 8)),
         (20, {"least": 0.0}, (20, 16, 12, 8, 4)),
+        (48, {}, tuple(range(48, 4, -4))),
         (64, {}, (64, 56, 48, 40, 32, 24, 16, 8)),
-        (70, {"multiple": 1, "least": 0.1}, (70, 63, 54, 45, 36, 27, 18, 9)),
+        (70, {"multiple": 1, "least": 0.1}, (70, 64, 56, 48, 40, 32, 24, 16, 8)),
         (10, {"multiple": 8}, (10, 8)),
         (6, {"multiple": 1}, (6, 5, 4, 3, 2, 1)),
     ],
@@ -65,7 +66,10 @@ def test_a_share_that_has_to_stay_is_not_rounded_up(share: float) -> None:
 @pytest.mark.parametrize("options", [{"multiple": 8}, {"least": 0.99}])
 def test_a_group_of_one_level_is_none(options: dict[str, Any]) -> None:
     _, units, reasons = found(mlp(8), **options)
-    assert (units, reasons) == ([], {"a": "it has too few channels", **OUTPUT})
+    assert (units, reasons) == (
+        [],
+        {"a": "it has too few channels for another number (least, round-to)", **OUTPUT},
+    )
 
 
 HEAD = "g = GlobalAveragePool(h) f = Flatten(g) y = Gemm<transB = 1>(f, wl, bl)"

@@ -100,7 +100,7 @@ def test_all_layers_together_get_the_ratio() -> None:
 
 
 def noise(text: str) -> float:
-    return Trial(net(), batches(seed=2)).noise(run(text).model)
+    return Trial(net(), batches(seed=2)).noise(run(text, data=batches(count=16)).model)
 
 
 def test_least_noise_with_everything() -> None:
@@ -156,8 +156,11 @@ def test_a_budget_is_judged_on_samples_kept_aside() -> None:
     judged = Trial(net(), data[14:]).quality(result.model)  # an eighth of them, the last
     assert found == {**judged.to_json(), "aside": True}
     assert found["sqnr_db"] >= 5
-    few = run(PLAIN % "", data=batches(count=1)).report.passes[0]
-    assert few.details["quality"]["aside"] is False
+    one = [{"x": batches(count=1)[0]["x"][:1]}]
+    few = run(PLAIN % "", data=one)
+    assert few.report.passes[0].details["quality"]["aside"] is False
+    refused = run(PLAIN % "min-sqnr=1", data=one).report
+    assert "need samples that nothing is fitted to" in (refused.passes[0].reason or "")
 
 
 def test_a_budget_needs_data() -> None:
