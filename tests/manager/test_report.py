@@ -354,8 +354,8 @@ def test_view_of_an_empty_report() -> None:
                 "error": {"max_abs": 0.5, "max_rel": None, "sqnr_db": 30.0},
             },
             "Outputs differ from the original's on purpose on 2 of 8 batches of data, which "
-            "passes may be fitted to; they differ by at most 0.5 (SQNR 30.0 dB); on 1 made-up input "
-            "(n=3) they are finite.",
+            "passes may be fitted to; they differ by at most 0.5 (SQNR 30.0 dB); on 1 made-up "
+            "input (n=3) they are finite.",
         ),
         (
             {
