@@ -14,9 +14,6 @@ __all__ = ["allocate", "uniform"]
 Array = np.ndarray[Any, Any]
 Left = Callable[[Sequence[int]], float]
 
-# Noise of several losses is more than their sum: the outputs of a model that is off already react
-# more to the next. Squares keep single losses from growing large.
-_POWER = 2.0
 # Noise above says only that nothing is left of the outputs.
 _MOST = 1e9
 
@@ -77,7 +74,7 @@ def _curve(unit: Unit) -> Array:
     """Noise of the levels, none less than that of one with more channels."""
     raw = np.array([max(unit.noise.get(n, 0.0), 0.0) for n in unit.levels])
     bounded = np.minimum(np.nan_to_num(raw, nan=_MOST), _MOST)
-    return np.asarray(np.maximum.accumulate(bounded) ** _POWER)
+    return np.asarray(np.maximum.accumulate(bounded))
 
 
 def _given_back(
