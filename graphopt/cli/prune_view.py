@@ -61,7 +61,8 @@ def show_result(
         print_line(out, "A dry run: nothing was changed or written.", "bold")
     for record in records:
         _show(out, record, verbose)
-    print_list(out, "remarks", dict.fromkeys(report.remarks))
+    told = [r for each in records for r in each.remarks if r != each.details.get("outcome")]
+    print_list(out, "remarks", dict.fromkeys([*report.remarks, *told]))
     out.print()
     if files:
         print_line(out, describe_oracle(report.oracle))
@@ -74,7 +75,7 @@ def show_result(
 def _summary(
     report: Report, records: Sequence[PassRecord], before: int | None, after: int
 ) -> Table:
-    table = make_table("pruned", "")
+    table = make_table("pruned" if after else "pruned, but not written", "")
     done = [record for record in records if record.status == "ok"]
     work = [record.details["macs"] for record in done]
     table.add_row("MACs", _step(work[0][0], work[-1][1]))

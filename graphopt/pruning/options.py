@@ -80,9 +80,11 @@ class Outcome:
         reason: What it gains, or why there is none.
         details: Groups, sizes, quality and latency as plain data.
         missed: Whether there is none because a goal cannot be met.
+        remarks: What else is to be known of it.
     """
 
     model: ir.Model | None
     reason: str
     details: dict[str, Any]
     missed: bool = False
+    remarks: tuple[str, ...] = ()

@@ -107,6 +107,7 @@ class _Pruner:
         self.fit, self.aside = split(data, options.samples)
         # Made-up samples show layers more of what they may read; nothing is judged on them.
         self.more = varied(model, self.fit) if options.vary else self.fit
+        self.trial: Trial | None = None  # on what the result is judged
         self.details: dict[str, Any] = {}
         self._seconds: dict[str, float] = {}
 
@@ -311,12 +312,14 @@ class _Pruner:
             words = [f"{share:.3f} of the {_WORDS[goal.what]} are left"]
             words += [f"{1 / ratio:.2f}x as fast" for ratio in ratios[:1]]
         if quality is not None:
-            words += [str(quality), *self._odd()]
-            words += [doubt for doubt in [budget.doubt(quality)] if doubt]
-        return Outcome(pruned, "; ".join(words), self.details)
+            words.append(str(quality))
+        doubts = [*self._odd(), None if quality is None else budget.doubt(quality)]
+        return Outcome(
+            pruned, "; ".join(words), self.details, remarks=tuple(d for d in doubts if d)
+        )
 
     def _odd(self) -> list[str]:
-        if self.trial.finite:
+        if self.trial is None or self.trial.finite:
             return []
         return ["the model itself computes NaN or infinity on these samples, which do not count"]
 

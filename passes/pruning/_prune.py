@@ -113,7 +113,9 @@ class Prune(Pass):
         pruned = _lossless(found.model, ctx)
         ctx.details["macs"] = [Cost(source).macs, Cost(pruned).macs]
         ctx.rewriter().become(pruned)
-        ctx.remark(found.reason)
+        ctx.details["outcome"] = found.reason
+        for remark in (found.reason, *found.remarks):
+            ctx.remark(remark)
         if self.recover and not found.details["fits"]:
             ctx.remark(
                 "no layer could be fitted to make up for what went: weights that are not float32 "

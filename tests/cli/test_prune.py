@@ -181,6 +181,14 @@ def test_a_skipped_group_stays(run: Run, net: Path, data: Path, tmp_path: Path) 
     assert any(shape[0] == 16 for shape in shapes if shape)
 
 
+def test_a_pattern_without_a_match_is_told(run: Run, net: Path, data: Path, tmp_path: Path) -> None:
+    done = run(
+        "prune", net, "-o", tmp_path / "s.onnx", "--data", data, "--channels", "0.6", *ELSEWHERE,
+        "--skip", "nonsuch",
+    )  # fmt: skip
+    assert "nothing matches 'nonsuch', which was to be skipped" in words(done.out)
+
+
 def test_images_of_any_size(run: Run, folder: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.onnx"
     done = run(

@@ -285,7 +285,7 @@ def test_a_model_that_computes_nan_is_named() -> None:
     body = "a = Conv(x, w) b = Sqrt(a) c = Conv(b, v) y = GlobalAveragePool(c)"
     model = network(body, "N,3,6,6", w=normal(8, 3, 1, 1), v=normal(4, 8, 1, 1))
     found = pruned(model, "macs", 0.6, criterion="l2", ranking="local", recover=False)
-    assert "the model itself computes NaN" in found.reason
+    assert "the model itself computes NaN" in found.remarks[0]
     with pytest.raises(CalibrationError, match="NaN"):
         pruned(model, "macs", 0.6)
 
@@ -333,6 +333,16 @@ def test_a_budget(budget: Budget, reason: str) -> None:
     assert (found.model, found.missed) == (None, True)
     assert reason in found.reason
     assert found.details["quality"]["sqnr_db"] < 80
+
+
+def test_doubts() -> None:
+    found = pruned(residual(), "macs", 0.6, budget=Budget(drop=60.0))
+    assert found.remarks == ()
+    found = pruned(residual(), "macs", 0.95, budget=Budget(drop=5.0), whole=False)
+    assert found.remarks == ("8 samples tell changed predictions in steps of 12 %",)
+    found = pruned(residual(), "macs", 0.6, whole=False, recover=False)
+    assert found.details["quality"]["sqnr_db"] < 10
+    assert "check them with labels" in found.remarks[0]
 
 
 def test_outputs_that_have_nothing_to_do_with_the_originals_are_refused() -> None:
