@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from graphopt import Exactness, ir
+from graphopt import Exactness, PassManager, ir
 from graphopt.errors import CalibrationError
 from graphopt.ir.random_model import random_model
 from graphopt.runtime import oracle as module
@@ -335,3 +335,14 @@ def test_rounding_behind_16_bit_floats_is_judged_as_such() -> None:
     assert not oracle.check(shifted, "rounding", against="original").ok
     oracle.restart()
     assert not oracle.check(shifted, "rounding", against="previous").ok
+
+
+def test_bits_of_16_bit_floats_are_up_to_the_casts_around_them() -> None:
+    half = PassManager("convert-fp16", oracle="off").run(random_model(0)).model
+    same = PassManager("eliminate-identity", oracle="off").run(half)
+    assert same.report.changed
+    assert Oracle(half).check(same.model, "bitwise").ok
+    sine, cosine = (
+        parse(f"g (float16[N,4] x) => (float16[N,4] y) {{ y = {op}(x) }}") for op in ("Sin", "Cos")
+    )
+    assert not Oracle(sine).check(cosine, "bitwise").ok
