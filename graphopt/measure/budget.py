@@ -29,7 +29,7 @@ class Budget:
         """Why a quality within the budget tells little, or None."""
         step = 100 / max(quality.samples, 1)
         if self.drop is not None and step > max(self.drop, 1.0):
-            return f"{quality.samples} samples tell changed predictions in steps of {step:.2g} %"
+            return f"{quality.samples} samples tell changed predictions in steps of {step:.3g} %"
         if self == Budget() and quality.sqnr_db < _LEAST:
             return "the outputs are the original's roughly at best: check them with labels"
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from graphopt.runtime import Feeds, batch_size
 __all__ = ["first", "judges", "split"]
 
 _ASIDE = 0.125
+# Samples that changed predictions are counted on, at least.
+_LEAST = 8
 
 
 def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]:
@@ -53,12 +56,18 @@ def judges(budget: Budget, aside: Sequence[Feeds]) -> None:
     """Check that something can tell whether a budget is kept.
 
     Raises:
-        NotApplicable: All samples are fitted to, and a budget is asked for.
+        NotApplicable: All samples are fitted to, or too few are left to count predictions.
     """
     if budget != Budget() and not aside:
         raise NotApplicable(
             "min-sqnr and max-drop need samples that nothing is fitted to; give more than one "
             "batch (--data)"
+        )
+    count = sum(map(batch_size, aside))
+    if budget.drop is not None and count < _LEAST:
+        raise NotApplicable(
+            f"max-drop cannot be judged on the {count} samples that nothing is fitted to, an "
+            f"eighth of all; give {math.ceil(_LEAST / _ASIDE)} or more (--data)"
         )
 
 

@@ -300,7 +300,7 @@ def test_limits_hold_for_all_passes_together(
     with pytest.raises(GoalNotMet, match="what was pruned taken together, it is worse"):
         graphopt.prune(
             models_dir / "digits_transformer.onnx", data=few, target="portable", heads=0.8,
-            layers=1, max_drop=90, recover=False,
+            layers=1, min_sqnr=0, recover=False,
         )  # fmt: skip
 
 

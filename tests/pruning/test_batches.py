@@ -78,6 +78,14 @@ def test_batches_that_cannot_be_cut(inputs: str, outputs: str) -> None:
         judges(Budget(drop=1.0), aside)
 
 
+def test_few_samples_do_not_tell_changed_predictions() -> None:
+    _, aside = split(samples(*[8] * 7), 512)
+    judges(Budget(sqnr_db=10.0), aside)
+    with pytest.raises(NotApplicable, match=r"on the 7 samples .* give 64 or more"):
+        judges(Budget(drop=1.0), aside)
+    judges(Budget(drop=1.0), split(samples(*[8] * 8), 512)[1])
+
+
 def test_without_samples_there_are_none() -> None:
     assert split(None, 8) == ([], [])
 

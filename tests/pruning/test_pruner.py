@@ -339,7 +339,7 @@ def test_doubts() -> None:
     found = pruned(residual(), "macs", 0.6, budget=Budget(drop=60.0))
     assert found.remarks == ()
     found = pruned(residual(), "macs", 0.95, budget=Budget(drop=5.0), whole=False)
-    assert found.remarks == ("8 samples tell changed predictions in steps of 12 %",)
+    assert found.remarks == ("8 samples tell changed predictions in steps of 12.5 %",)
     found = pruned(residual(), "macs", 0.6, whole=False, recover=False)
     assert found.details["quality"]["sqnr_db"] < 10
     assert "check them with labels" in found.remarks[0]
