@@ -12,7 +12,7 @@ from graphopt.errors import CalibrationError, NotApplicable
 from graphopt.measure import Budget
 from graphopt.runtime import Feeds, batch_size
 
-__all__ = ["first", "judges", "split"]
+__all__ = ["check_budget", "first", "split"]
 
 _ASIDE = 0.125
 # Samples that changed predictions are counted on, at least.
@@ -52,7 +52,7 @@ def split(data: Samples | None, samples: int) -> tuple[list[Feeds], list[Feeds]]
     return batches, aside
 
 
-def judges(budget: Budget, aside: Sequence[Feeds]) -> None:
+def check_budget(budget: Budget, aside: Sequence[Feeds]) -> None:
     """Check that something can tell whether a budget is kept.
 
     Raises:

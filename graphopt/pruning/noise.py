@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from graphopt.pruning.masking import masked
 from graphopt.pruning.recover import used_columns
 from graphopt.pruning.shorten import bypass_blocks, dead_of
 from graphopt.pruning.units import Unit
-from graphopt.reconstruct import Problem, Reader, behind, eliminate, layers, rebuild
+from graphopt.reconstruct import Layer, Problem, Reader, behind, eliminate, layers, rebuild
 from graphopt.reconstruct.problem import why_fixed
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
@@ -101,10 +102,12 @@ def _without(model: ir.Model, unit: Unit, batches: Sequence[Feeds]) -> ir.Model:
     if batches:
         dirty = behind(copy, gone)
         names = [e.name for e in layers(copy) if e.name in dirty and why_fixed(e) is None][:_BEHIND]
-        rebuild(
-            model, copy, batches, lambda problem: problem.optimum,
-            wanted=lambda layer: True, only=lambda layer: layer.name in names, threads=1,
-        )  # fmt: skip
+
+        def near(layer: Layer) -> bool:
+            return layer.name in names
+
+        optimum = operator.attrgetter("optimum")
+        rebuild(model, copy, batches, optimum, wanted=near, only=near, threads=1)
     return copy
 
 

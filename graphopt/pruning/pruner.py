@@ -24,7 +24,7 @@ from graphopt.measure import (
     runs_here,
     settings,
 )
-from graphopt.pruning.batches import first, judges, split
+from graphopt.pruning.batches import check_budget, first, split
 from graphopt.pruning.biases import with_biases
 from graphopt.pruning.choose import Chooser
 from graphopt.pruning.criteria import Scores
@@ -141,7 +141,7 @@ class _Pruner:
     def _check(self) -> None:
         options = self.options
         if self.fit:
-            judges(options.budget, self.aside)
+            check_budget(options.budget, self.aside)
         random = next(filter(_draws, ir.all_nodes(self.model)), None)
         if random is not None and self.fit:
             raise NotApplicable(

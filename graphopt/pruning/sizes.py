@@ -28,17 +28,10 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 def totals(model: ir.Model) -> dict[Measure, float]:
     """The sizes of a model as it is, every constant counted once."""
-    tensors = [
-        value.const_value
-        for graph in ir.all_graphs(model)
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    ]
-    return {
-        "macs": float(Cost(model).macs),
-        "params": float(sum(tensor.size for tensor in tensors)),
-        "bytes": float(sum(tensor.nbytes for tensor in tensors)),
-    }
+    cost = Cost(model)
+    tensors = (v.const_value for g in ir.all_graphs(model) for v in g.initializers.values())
+    nbytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return {"macs": float(cost.macs), "params": float(cost.parameters), "bytes": float(nbytes)}
 
 
 class Sizes:

@@ -22,7 +22,7 @@ from graphopt.measure import (
     settings,
 )
 from graphopt.pruning import Block, Removal, find_blocks, matches, removals
-from graphopt.pruning.batches import judges, split
+from graphopt.pruning.batches import check_budget, split
 from graphopt.runtime import Feeds
 
 __all__ = ["PruneLayers"]
@@ -118,7 +118,7 @@ class PruneLayers(Pass):
                 "needs calibration data (--data), to see which layers the outputs miss least"
             )
         fit, aside = split(fitting(ctx.data, original), self.samples)
-        judges(Budget(self.min_sqnr, self.max_drop), aside)
+        check_budget(Budget(self.min_sqnr, self.max_drop), aside)
         search = _Search(self, ctx, original, fit, aside)
         taken = search.run({b.name for b in may_go}, most)
         ctx.details["layers"] = self.listed(blocks, taken)
@@ -255,6 +255,8 @@ class _Search:
             f"{self.quality.samples} samples "
             f"{'that decided nothing' if self.aside else 'calibrated on'}"
         )
+        if (doubt := self._budget.doubt(self.quality)) is not None:
+            self.ctx.remark(doubt)
         for each in taken:
             if each.unfitted is not None:
                 self.ctx.remark(f"nothing makes up for %{each.block.name}: {each.unfitted}")

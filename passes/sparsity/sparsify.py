@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from graphopt import Context, Exactness, NotApplicable, Pass, Rewriter, ir
+from graphopt.analyses import Cost
 from graphopt.calibration import fitting
 from graphopt.measure import Budget, Trial
 from graphopt.passes.sparsity._parts import arranged, halved, optimal_parts, replaced
 from graphopt.passes.sparsity._shares import Share, shares
 from graphopt.passes.sparsity.code_sparse import at_opset, store
-from graphopt.pruning.batches import judges, split
+from graphopt.pruning.batches import check_budget, split
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs_sparse import Zeros, magnitude
 from graphopt.reconstruct.problem import Problem, too_large
@@ -136,7 +137,7 @@ class Sparsify(Pass):
         data = None if ctx.data is None else fitting(ctx.data, original)
         fit, aside = split(data, self.samples)
         if fit:
-            judges(budget, aside)
+            check_budget(budget, aside)
         if not fit and (self.method == "obs" or budget != Budget()):
             raise NotApplicable(
                 "needs calibration data (--data), to see which weights the outputs miss least; "
@@ -155,6 +156,8 @@ class Sparsify(Pass):
                 raise NotApplicable(ctx.details["missed"])
             which = "that decided nothing" if aside else "calibrated on"
             ctx.remark(f"{quality} on {quality.samples} samples {which}")
+            if (doubt := budget.doubt(quality)) is not None:
+                ctx.remark(doubt)
         if not ctx.allow("sparsify"):
             return False
         self._tell(changed, chosen, ctx)
@@ -224,10 +227,8 @@ class Sparsify(Pass):
             )
         model = ir.clone(original)
 
-        def change(problem: Problem) -> Array | None:
+        def change(problem: Problem) -> Array:
             layer = problem.layer
-            if _matches(layer, self.skip):
-                return None
             if layer.name not in chosen:
                 return problem.optimum
             ratio = given[layer.name].ratio if given else self.zeros.ratio
@@ -237,7 +238,8 @@ class Sparsify(Pass):
 
         fits = rebuild(
             original, model, batches, change,
-            wanted=lambda layer: layer.name in chosen, threads=self.threads,
+            wanted=lambda layer: layer.name in chosen,
+            only=lambda layer: not _matches(layer, self.skip), threads=self.threads,
         )  # fmt: skip
         noises = {name: dataclasses.asdict(share) for name, share in given.items()}
         ctx.details["fits"] = [dataclasses.asdict(f) | noises.get(f.name, {}) for f in fits]
@@ -260,15 +262,9 @@ class Sparsify(Pass):
         size, zero = (sum(each) for each in zip(*counts, strict=True))
         ctx.remark(f"{zero:,} of {size:,} weights in {len(counts)} layers are zero")
         ctx.details["weights"] = {"layers": len(counts), "weights": size, "zeros": zero}
-        others = _floats(changed) - size
+        others = Cost(changed).parameters - size
         if others > _OTHERS * size:
             ctx.remark(f"{others:,} numbers belong to other layers and operators and stay")
-
-
-def _floats(model: ir.Model) -> int:
-    """Number of 32-bit floats in the constants of a model."""
-    tensors = (v.const_value for g in ir.all_graphs(model) for v in g.initializers.values())
-    return sum(t.size for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT)
 
 
 def _matches(layer: Layer, patterns: Sequence[str]) -> bool:

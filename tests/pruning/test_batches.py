@@ -11,7 +11,7 @@ from graphopt import ir
 from graphopt.calibration import Samples, from_batches
 from graphopt.errors import CalibrationError, NotApplicable
 from graphopt.measure import Budget
-from graphopt.pruning.batches import first, judges, split
+from graphopt.pruning.batches import check_budget, first, split
 
 MODEL = ir.parse_text(
     '<ir_version: 8, opset_import: ["": 17]>\nm (float[N,2] x) => (float[N,2] y) { y = Relu(x) }'
@@ -73,17 +73,17 @@ def test_batches_that_cannot_be_cut(inputs: str, outputs: str) -> None:
         feeds["z"] = np.ones((4, 2) if "M" in inputs else (), np.float32)
     fit, aside = split(from_batches([feeds], model), 8)
     assert (len(fit), aside) == (1, [])
-    judges(Budget(), aside)
+    check_budget(Budget(), aside)
     with pytest.raises(NotApplicable, match="need samples that nothing is fitted to"):
-        judges(Budget(drop=1.0), aside)
+        check_budget(Budget(drop=1.0), aside)
 
 
 def test_few_samples_do_not_tell_changed_predictions() -> None:
     _, aside = split(samples(*[8] * 7), 512)
-    judges(Budget(sqnr_db=10.0), aside)
+    check_budget(Budget(sqnr_db=10.0), aside)
     with pytest.raises(NotApplicable, match=r"on the 7 samples .* give 64 or more"):
-        judges(Budget(drop=1.0), aside)
-    judges(Budget(drop=1.0), split(samples(*[8] * 8), 512)[1])
+        check_budget(Budget(drop=1.0), aside)
+    check_budget(Budget(drop=1.0), split(samples(*[8] * 8), 512)[1])
 
 
 def test_without_samples_there_are_none() -> None:
