@@ -32,6 +32,9 @@ SECTIONS = {
     "dask_kill": ("Calibration with a worker killed", "dask_kill.py"),
     "coupling": ("Structured pruning of every architecture", "coupling.py"),
     "prune_cnn": ("Channels of CNNs removed", "prune_cnn.py"),
+    "prune_resnet20": ("Channels of a smaller CNN removed", "prune_cnn.py --models resnet20 "
+                       "--json benchmarks/results/prune_resnet20.json"),
+    "depth": ("Layers left out", "depth.py"),
     "prune_minilm": ("Heads and neurons of MiniLM removed", "prune_minilm.py"),
     "sparsity": ("Zeros in the weights of ResNet-56", "sparsity.py"),
     "time_scale": ("Time and scale", "time_scale.py --rounds 5 --scale-tools graphopt"),
