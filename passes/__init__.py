@@ -47,7 +47,8 @@ from graphopt.passes.quantize import (
     RepairQdq,
     WidenQdq,
 )
-from graphopt.passes.sparsity import CodeSparse, Sparsify
+from graphopt.passes.sharing import CompactStorage
+from graphopt.passes.sparsity import Sparsify
 
 __all__ = ["PASSES", "PIPELINES"]
 
@@ -96,7 +97,7 @@ PASSES = (
     PruneHeads,
     PruneLayers,
     Sparsify,
-    CodeSparse,
+    CompactStorage,
 )
 
 PIPELINES = {

@@ -1,6 +1,5 @@
-"""Passes that make weights zero, and store such weights in fewer bytes."""
+"""Passes that make weights zero."""
 
-from graphopt.passes.sparsity.code_sparse import CodeSparse
 from graphopt.passes.sparsity.sparsify import Sparsify
 
-__all__ = ["CodeSparse", "Sparsify"]
+__all__ = ["Sparsify"]

@@ -13,9 +13,9 @@ from graphopt import Context, Exactness, NotApplicable, Pass, Rewriter, ir
 from graphopt.analyses import Cost
 from graphopt.calibration import fitting
 from graphopt.measure import Budget, Trial
+from graphopt.passes.sharing.compact_storage import at_opset, store
 from graphopt.passes.sparsity._parts import arranged, halved, optimal_parts, replaced
 from graphopt.passes.sparsity._shares import Share, shares
-from graphopt.passes.sparsity.code_sparse import at_opset, store
 from graphopt.pruning.batches import check_budget, split
 from graphopt.reconstruct.layers import Layer, layers
 from graphopt.reconstruct.obs_sparse import Zeros, magnitude
@@ -40,7 +40,7 @@ class Sparsify(Pass):
     Layers are fitted one after the other, from what the layers before it compute with their zeros
     to what the original computed. Layers that the outputs depend on less get more zeros: what zeros
     in one layer do to the outputs is measured. The weights are stored as 16-bit floats with a bit
-    per zero (code-sparse), which ONNX Runtime decodes when it loads the model. The file becomes
+    per zero (compact-storage), which ONNX Runtime decodes when it loads the model. The file becomes
     smaller; the model does not become faster.
 
     Exactness: LOSSY
@@ -65,7 +65,7 @@ class Sparsify(Pass):
     Declines when: there are no data, or no layers of 32-bit floats with constant weights of their
     own; for a layer, when its weights are few, too many to fit, shared with another node or named
     in skip, or its size is no multiple of N:M groups or blocks; the result is not as accurate as
-    asked for. Weights stay uncoded where code-sparse declines.
+    asked for. Weights stay uncoded where compact-storage declines.
 
     References: Hassibi and Stork (1992), "Optimal Brain Surgeon"; Frantar and Alistarh (2022),
     "Optimal Brain Compression"; Frantar and Alistarh (2023), "SparseGPT"; He et al. (2017),

@@ -10,7 +10,7 @@ import pytest
 
 from graphopt import NotApplicable, PassManager, ir, optimize, parse
 from graphopt.errors import PipelineSyntaxError
-from graphopt.passes.sparsity import CodeSparse, code_sparse
+from graphopt.passes.sharing import CompactStorage, compact_storage
 from graphopt.runtime import open_session
 from graphopt.testing import check_pass
 
@@ -51,7 +51,7 @@ def test_bits() -> None:
     weight[0, 1] = 0.5  # no pattern of 2:4 any more, nor of 1:4
     weight[0, 3] = 0.25
     check_pass(
-        CodeSparse(least=0),
+        CompactStorage(least=0),
         text(weight),
         """
         graph(%x: float[N,4]) {
@@ -82,7 +82,7 @@ def test_bits() -> None:
 @pytest.mark.parametrize("step", [1, 2, 4, 30])
 def test_the_same_bits(step: int, opset: int) -> None:
     before = ir.parse_text(text(sparse(32, 24, step=step), opset=opset))
-    result = PassManager(CodeSparse(least=0), oracle="each", on_mismatch="raise").run(before)
+    result = PassManager(CompactStorage(least=0), oracle="each", on_mismatch="raise").run(before)
     assert result.report.changed
     assert ir.nbytes(result.model) < ir.nbytes(before)
 
@@ -95,25 +95,25 @@ def test_the_same_bits(step: int, opset: int) -> None:
     ],
 )  # fmt: skip
 def test_declines(model: str, reason: str) -> None:
-    result = check_pass(CodeSparse(least=0), model, None)
+    result = check_pass(CompactStorage(least=0), model, None)
     assert result.report.passes[0].declined == {reason: 1}
 
 
 def test_too_little_to_save() -> None:
-    assert check_pass(CodeSparse(), text(sparse()), None).report.passes[0].declined == {}
+    assert check_pass(CompactStorage(), text(sparse()), None).report.passes[0].declined == {}
     with pytest.raises(PipelineSyntaxError, match="least is a number of bytes, not -1"):
-        parse("code-sparse{least=-1}")
+        parse("compact-storage{least=-1}")
 
 
 def test_more_elements_than_places_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_sparse, "_MOST", 31)
-    result = check_pass(CodeSparse(least=0), text(sparse()), None)
+    monkeypatch.setattr(compact_storage, "_MOST", 31)
+    result = check_pass(CompactStorage(least=0), text(sparse()), None)
     reason = "code: it has too many elements to count in 32 bits"
     assert result.report.passes[0].declined == {reason: 1}
 
 
 def test_a_constant_that_is_an_output_stays() -> None:
-    check_pass(CodeSparse(least=0), text(sparse(), outputs=", float[4,8] w"), None)
+    check_pass(CompactStorage(least=0), text(sparse(), outputs=", float[4,8] w"), None)
 
 
 def test_external_data_and_names_that_are_taken(tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def test_external_data_and_names_that_are_taken(tmp_path: Path) -> None:
         onnx.load(tmp_path / "plain.onnx"), tmp_path / "outside.onnx",
         save_as_external_data=True, location="weights", size_threshold=0,
     )  # fmt: skip
-    manager = PassManager(CodeSparse(least=0), oracle="each", on_mismatch="raise")
+    manager = PassManager(CompactStorage(least=0), oracle="each", on_mismatch="raise")
     assert manager.run(ir.load(tmp_path / "outside.onnx")).report.changed
 
 
 def test_old_opsets_are_left_alone() -> None:
-    result = check_pass(CodeSparse(least=0), text(sparse(), opset=10), None)
+    result = check_pass(CompactStorage(least=0), text(sparse(), opset=10), None)
     assert "11" in (result.report.passes[0].reason or "")
 
 
@@ -144,7 +144,7 @@ def test_old_opsets_are_left_alone() -> None:
     ],
 )
 def test_targets_that_would_decode_every_time(target: str, reason: str) -> None:
-    result = check_pass(CodeSparse(least=0), text(sparse()), None, target=target)
+    result = check_pass(CompactStorage(least=0), text(sparse()), None, target=target)
     assert (result.report.passes[0].reason or "").startswith(reason)
     assert result.report.passes[0].status == "not-applicable"
 
@@ -152,7 +152,7 @@ def test_targets_that_would_decode_every_time(target: str, reason: str) -> None:
 def test_an_input_that_callers_may_override_stays() -> None:
     model = ir.parse_text(text(sparse()))
     model.graph.inputs.append(model.graph.initializers["w"])
-    check_pass(CodeSparse(least=0), model, None)
+    check_pass(CompactStorage(least=0), model, None)
 
 
 def optimized(path: Path, folder: Path) -> Counter[str]:
@@ -173,7 +173,7 @@ def test_onnx_runtime_runs_the_same_operators(
 ) -> None:
     plain = optimize(models_dir / f"digits_{name}.onnx", "O2,sparsify{method=magnitude code=false}")
     ir.save(plain.model, tmp_path / "plain.onnx")
-    coded = optimize(tmp_path / "plain.onnx", "code-sparse,O1")
+    coded = optimize(tmp_path / "plain.onnx", "compact-storage,O1")
     assert not coded.report.reverted
     ir.save(coded.model, tmp_path / "coded.onnx")
     sizes = [(tmp_path / f"{each}.onnx").stat().st_size for each in ("plain", "coded")]
@@ -197,7 +197,7 @@ def test_integers_of_quantized_models(models_dir: Path, tmp_path: Path) -> None:
         data=models_dir / "digits_calib.npz",
         target="cpu-x64",
     )
-    coded = optimize(quantized.model, "code-sparse", target="cpu-x64")
+    coded = optimize(quantized.model, "compact-storage", target="cpu-x64")
     values = coded.model.graph.initializers
     assert any(v.dtype is ir.DataType.INT8 and n.endswith(".values") for n, v in values.items())
     for name, result in {"plain": quantized, "coded": coded}.items():
@@ -214,4 +214,4 @@ def test_not_applicable_is_said_by_the_pass_itself() -> None:
 
     model = ir.parse_text(text(sparse()))
     with pytest.raises(NotApplicable, match="decoded in every run"):
-        CodeSparse().run(model, Context(model, targets.get("openvino")))
+        CompactStorage().run(model, Context(model, targets.get("openvino")))

@@ -8,7 +8,7 @@ from graphopt import Context, Exactness, NotApplicable, Pass, UnsupportedFeature
 from graphopt.storage import MIN_OPSET, OPERATORS, Code, Emitter, encode
 from graphopt.targets import Target
 
-__all__ = ["CodeSparse", "at_opset", "store"]
+__all__ = ["CompactStorage", "at_opset", "store"]
 
 _TYPES = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8,
@@ -18,7 +18,7 @@ _TYPES = frozenset({
 _MOST = 2**31 - 1
 
 
-class CodeSparse(Pass):
+class CompactStorage(Pass):
     """Store constants with many zeros as what is not zero, and where.
 
     What it does: a constant becomes a few nodes that compute it from a code. ONNX Runtime does that
@@ -49,7 +49,7 @@ class CodeSparse(Pass):
     onnxruntime/core/optimizer/constant_folding.cc, for what decodes them.
     """
 
-    name = "code-sparse"
+    name = "compact-storage"
     exactness = Exactness.BITWISE
     min_opset = MIN_OPSET
     # The nodes that decode are counted as if they ran every time.
@@ -80,7 +80,7 @@ class CodeSparse(Pass):
             if code is None:
                 continue
             name = value.name or "weight"
-            if not ctx.allow(f"code-sparse at %{name}"):
+            if not ctx.allow(f"compact-storage at %{name}"):
                 break
             first = min((use.node for use in value.uses()), key=order.__getitem__)
             with rw.at(first):
@@ -146,7 +146,7 @@ def store(model: ir.Model, ctx: Context) -> None:
         return
     inner = Context(model, ctx.target)
     try:
-        CodeSparse().run(model, inner)
+        CompactStorage().run(model, inner)
     except NotApplicable as e:
         ctx.remark(f"weights stay uncoded: {e}")
         return
