@@ -1,5 +1,6 @@
 """What forms of a model are worth: quality on samples, latency on the target."""
 
+from graphopt.measure.allocate import aim, allocate
 from graphopt.measure.budget import Budget
 from graphopt.measure.race import SCATTER, race, runs_here, settings
 from graphopt.measure.tables import LatencyTable, machine_name, shaped
@@ -11,6 +12,8 @@ __all__ = [
     "LatencyTable",
     "Quality",
     "Trial",
+    "aim",
+    "allocate",
     "decibels",
     "difference",
     "machine_name",

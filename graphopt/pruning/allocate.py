@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.measure import allocate
 from graphopt.pruning.units import Unit
 
-__all__ = ["allocate", "uniform"]
+__all__ = ["cheapest", "uniform"]
 
 Array = np.ndarray[Any, Any]
 Left = Callable[[Sequence[int]], float]
@@ -18,12 +19,8 @@ Left = Callable[[Sequence[int]], float]
 _MOST = 1e9
 
 
-def allocate(units: Sequence[Unit], prices: Sequence[Array], left: Left, goal: float) -> list[int]:
-    """Choose a level of every unit.
-
-    A Lagrange multiplier prices what is left; units choose each by itself (Shoham and Gersho,
-    1988). Levels that one more step of the price would not have needed are given back, those first
-    that cost most quality.
+def cheapest(units: Sequence[Unit], prices: Sequence[Array], left: Left, goal: float) -> list[int]:
+    """Choose a level of every unit; see :func:`~graphopt.measure.allocate`.
 
     Args:
         units: The units, with noise of their levels.
@@ -34,26 +31,12 @@ def allocate(units: Sequence[Unit], prices: Sequence[Array], left: Left, goal: f
     Returns:
         Channels of each unit; all at their least where the goal is out of reach.
     """
+
+    def channels(places: Sequence[int]) -> list[int]:
+        return [unit.levels[place] for unit, place in zip(units, places, strict=True)]
+
     noise = [_curve(unit) for unit in units]
-
-    def at(price: float) -> list[int]:
-        return [
-            unit.levels[int(np.argmin(n - price * s))]
-            for unit, n, s in zip(units, noise, prices, strict=True)
-        ]
-
-    low, high = 1e-9, 1e30
-    if left(at(high)) > goal:
-        # Prices may be of more than is asked for, and a level that is smaller need not be faster.
-        found = min(at(high), [unit.levels[-1] for unit in units], key=left)
-        return _given_back(units, noise, found, left, goal) if left(found) <= goal else found
-    for _ in range(100):
-        middle = float(np.sqrt(low * high))
-        if left(at(middle)) <= goal:
-            high = middle
-        else:
-            low = middle
-    return _given_back(units, noise, at(high), left, goal)
+    return channels(allocate(noise, prices, lambda places: left(channels(places)), goal))
 
 
 def uniform(units: Sequence[Unit], left: Left, goal: float) -> list[int]:
@@ -75,23 +58,3 @@ def _curve(unit: Unit) -> Array:
     raw = np.array([max(unit.noise.get(n, 0.0), 0.0) for n in unit.levels])
     bounded = np.minimum(np.nan_to_num(raw, nan=_MOST), _MOST)
     return np.asarray(np.maximum.accumulate(bounded))
-
-
-def _given_back(
-    units: Sequence[Unit], noise: Sequence[Array], chosen: list[int], left: Left, goal: float
-) -> list[int]:
-    """Raise levels while the goal is still met."""
-    found = list(chosen)
-    places = [unit.levels.index(n) for unit, n in zip(units, found, strict=True)]
-    gains = [
-        (float(noise[i][places[i]] - noise[i][up]), i, up)
-        for i in range(len(units))
-        for up in range(places[i])
-    ]
-    for gain, i, up in sorted(gains, key=lambda x: -x[0]):
-        if gain <= 0 or up >= places[i]:
-            continue
-        trial = [*found[:i], units[i].levels[up], *found[i + 1 :]]
-        if left(trial) <= goal:
-            found, places[i] = trial, up
-    return found

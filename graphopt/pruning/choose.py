@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.pruning.allocate import allocate, uniform
+from graphopt.measure import aim
+from graphopt.pruning.allocate import cheapest, uniform
 from graphopt.pruning.criteria import Criterion, Scores, normalized
 from graphopt.pruning.options import Options
 from graphopt.pruning.sizes import Measure, Sizes
@@ -18,9 +19,8 @@ __all__ = ["Chooser"]
 
 Array = np.ndarray[Any, Any]
 
-# A measured latency within this of the goal is the goal.
+# A latency within this of the goal is the goal.
 _CLOSE = 0.02
-_ROUNDS = 8
 # How much more than asked for may go for the sake of time, as a share of what was asked for.
 _BEYOND = 0.15
 
@@ -86,23 +86,13 @@ class Chooser:
         Returns:
             None where that takes much more of the size than was asked for.
         """
-        seen: dict[tuple[int, ...], float] = {}
-        self._wanted = goal
-        slower, faster = (1.0, 1.0), None
-        for _ in range(_ROUNDS):
+
+        def choice(wanted: float) -> tuple[int, ...] | None:
+            self._wanted = wanted
             left = tuple(self._ranked())
-            if self.asked(left) > 1.0 + 1e-9:
-                break
-            if left not in seen:
-                seen[left] = measure(left)
-            ratio = seen[left]
-            if 0 <= goal - ratio <= _CLOSE * goal:
-                break
-            if ratio > goal:
-                slower = (self._wanted, ratio)
-            else:
-                faster = (self._wanted, ratio)
-            self._wanted = _between(slower, faster, goal)
+            return left if self.asked(left) <= 1.0 + 1e-9 else None
+
+        seen = aim(goal, choice, measure)
         slack = 1 + _CLOSE if self._size is None else 1.0
         met = [key for key, ratio in seen.items() if ratio <= goal * slack]
         if met:
@@ -149,7 +139,7 @@ class Chooser:
         if self.options.ranking == "global":
             return self._by_score()
         prices = [self._prices(i) for i in range(len(self.units))]
-        return allocate(self.units, prices, self.asked, 1.0)
+        return cheapest(self.units, prices, self.asked, 1.0)
 
     def _prices(self, index: int) -> Array:
         """What each level of a unit saves, of size and time, in units of what has to be saved."""
@@ -179,14 +169,3 @@ class Chooser:
                 for u, count in zip(self.units, above, strict=True)
             ]
         return found
-
-
-def _between(slower: tuple[float, float], faster: tuple[float, float] | None, goal: float) -> float:
-    """What to want so that the goal is measured, from pairs of what was wanted and measured."""
-    if faster is None:
-        wanted, ratio = slower
-        return max(1.0 - (1.0 - wanted) * (1.0 - goal) / max(1.0 - ratio, 0.05), 0.01)
-    (high, above), (low, below) = slower, faster
-    # Not at an end, where the same choice would come again.
-    share = min(max((goal - below) / max(above - below, 1e-9), 0.1), 0.9)
-    return low + share * (high - low)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.analyses import Group
-from graphopt.pruning.allocate import allocate, uniform
+from graphopt.pruning.allocate import cheapest, uniform
 from graphopt.pruning.units import Unit
 
 Array = np.ndarray[Any, Any]
@@ -66,7 +66,7 @@ def test_a_goal_in_reach_is_met_and_nothing_could_be_given_back(
     left = of(units, prices)
     least = left([u.levels[-1] for u in units])
     goal = 1.0 - share * (1.0 - least)
-    found = allocate(units, prices, left, goal)
+    found = cheapest(units, prices, left, goal)
     assert left(found) <= goal
     for i, u in enumerate(units):
         for n in u.levels[: u.levels.index(found[i])]:
@@ -81,7 +81,7 @@ def test_at_goals_that_a_price_reaches_no_other_choice_has_less_noise(
     units, prices = case
     left, price = of(units, prices), 10.0**exponent
     goal = left(min(every(units), key=lambda c: cost(units, c) - price * (1.0 - left(c))))
-    found = allocate(units, prices, left, goal)
+    found = cheapest(units, prices, left, goal)
     best = min(cost(units, c) for c in every(units) if left(c) <= goal)
     assert cost(units, found) <= best * (1 + 1e-6) + 1e-12
     assert cost(units, found) <= cost(units, uniform(units, left, goal)) * (1 + 1e-6) + 1e-12
@@ -94,7 +94,7 @@ def test_out_of_reach_everything_is_at_its_least(
     units, prices = case
     left = of(units, prices)
     least = [u.levels[-1] for u in units]
-    assert allocate(units, prices, left, left(least) * part) == least
+    assert cheapest(units, prices, left, left(least) * part) == least
     assert uniform(units, left, left(least) * part) == least
 
 
@@ -103,7 +103,7 @@ def test_a_stricter_goal_leaves_no_more(noises: list[float], one: float, other: 
     units = [unit([0.0, *np.cumsum(noises).tolist()])]
     prices = [np.linspace(0.0, 0.9, len(noises) + 1)]
     left = of(units, prices)
-    (strict,), (loose,) = (allocate(units, prices, left, g) for g in sorted((one, other)))
+    (strict,), (loose,) = (cheapest(units, prices, left, g) for g in sorted((one, other)))
     assert strict <= loose
 
 
@@ -111,15 +111,15 @@ def test_channels_go_where_they_are_missed_least() -> None:
     units = [unit([0, 0.5, 1.0, 2.0]), unit([0, 0.001, 0.002, 0.003])]
     prices = [np.array([0, 0.1, 0.2, 0.3])] * 2
     left = of(units, prices)
-    assert allocate(units, prices, left, 0.7) == [4, 1]
+    assert cheapest(units, prices, left, 0.7) == [4, 1]
     assert uniform(units, left, 0.7) == [2, 2]
 
 
 def test_equal_units_lose_the_same_but_for_what_is_given_back() -> None:
     units = [unit([0, 0.1, 0.3, 0.6]) for _ in range(3)]
     prices = [np.array([0, 0.1, 0.2, 0.3])] * 3
-    assert allocate(units, prices, of(units, prices), 0.7) == [3, 3, 3]
-    assert sorted(allocate(units, prices, of(units, prices), 0.8)) == [3, 3, 4]
+    assert cheapest(units, prices, of(units, prices), 0.7) == [3, 3, 3]
+    assert sorted(cheapest(units, prices, of(units, prices), 0.8)) == [3, 3, 4]
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, 1e300])
@@ -127,16 +127,16 @@ def test_noise_that_is_no_number_is_avoided_where_it_can_be(odd: float) -> None:
     units = [unit([0, odd, odd]), unit([0, 0.5, 0.9])]
     prices = [np.array([0, 0.2, 0.4])] * 2
     left = of(units, prices)
-    assert allocate(units, prices, left, 0.6) == [3, 1]
-    assert left(allocate(units, prices, left, 0.3)) <= 0.3 + 1e-9
-    assert allocate(units, prices, left, 0.1) == [1, 1]
+    assert cheapest(units, prices, left, 0.6) == [3, 1]
+    assert left(cheapest(units, prices, left, 0.3)) <= 0.3 + 1e-9
+    assert cheapest(units, prices, left, 0.1) == [1, 1]
 
 
 def test_noise_falls_no_more_once_it_was_there() -> None:
     # What was measured with fewer channels may be less by chance; less would be no reason to go on.
     units = [unit([0, 0.5, 0.1, 0.6])]
     prices = [np.array([0, 0.1, 0.11, 0.3])]
-    assert allocate(units, prices, of(units, prices), 0.9) == [3]
+    assert cheapest(units, prices, of(units, prices), 0.9) == [3]
 
 
 def test_prices_that_are_not_of_the_goal_alone() -> None:
@@ -145,15 +145,15 @@ def test_prices_that_are_not_of_the_goal_alone() -> None:
     sizes = [np.array([0, 0.1, 0.2])] * 2
     prices = [np.array([0, 0.2, 0.1])] * 2
     left = of(units, sizes)
-    assert left(allocate(units, prices, left, 0.65)) <= 0.65
-    assert left(allocate(units, prices, left, 0.75)) <= 0.75
+    assert left(cheapest(units, prices, left, 0.65)) <= 0.65
+    assert left(cheapest(units, prices, left, 0.75)) <= 0.75
 
 
 def test_a_block_that_goes_whole_is_a_level_like_others_but_not_for_uniform() -> None:
     units = [unit([0, 0.5, 0.6], levels=[4, 2, 0])]
     prices = [np.array([0, 0.2, 0.5])]
     left = of(units, prices)
-    assert allocate(units, prices, left, 0.6) == [0]
+    assert cheapest(units, prices, left, 0.6) == [0]
     assert uniform(units, left, 0.6) == [2]
 
 
