@@ -1,5 +1,6 @@
 """Passes that let weights share numbers, and store constants in fewer bytes."""
 
 from graphopt.passes.sharing.compact_storage import CompactStorage
+from graphopt.passes.sharing.share_weights import ShareWeights
 
-__all__ = ["CompactStorage"]
+__all__ = ["CompactStorage", "ShareWeights"]

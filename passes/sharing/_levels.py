@@ -1,0 +1,187 @@
+"""How few values each constant gets: as many for all, or where they cost the outputs least."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt import NotApplicable, Rewriter, ir
+from graphopt.measure import Trial
+from graphopt.passes.sharing._constants import Constant
+from graphopt.passes.sharing._plain import errors, tensor_of
+from graphopt.pruning.batches import first
+from graphopt.reconstruct.layers import layers
+from graphopt.reconstruct.problem import Problem
+from graphopt.reconstruct.rebuild import rebuild
+from graphopt.runtime import Feeds
+from graphopt.sharing.allocate import Level, allocate
+from graphopt.sharing.problems import shared_layer, with_bias
+
+__all__ = ["Choice", "chosen", "uniform"]
+
+Array = np.ndarray[Any, Any]
+
+# Numbers of values whose places fill bytes well; 0 is floats of 16 bits.
+_ENTRIES = (2, 3, 4, 6, 9, 16, 40, 256, 0)
+# Rows that share a book, where that is left to us; finer books pay where there are few values.
+_BLOCK, _COARSE = 8, 6
+# The level that each constant is tried at alone.
+_REFERENCE = Level(6)
+# Samples that the noise at the outputs is measured on: it only has to rank constants. They are of
+# this part of the batches, which weights are not fitted to.
+_SAMPLES, _PART = 128, 4
+# Noise beyond this is all the same.
+_MOST = 1e30
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """A constant and what it gets.
+
+    Attributes:
+        constant: The constant.
+        level: How many values.
+        noise: What this alone adds to the outputs in units of their energy, as far as known.
+    """
+
+    constant: Constant
+    level: Level
+    noise: float | None = None
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes that it takes then, about."""
+        return _nbytes(self.constant, self.level)
+
+
+def uniform(found: Sequence[Constant], entries: int, block: int | None) -> list[Choice]:
+    """As many values for all."""
+    return [Choice(each, Level(entries, _block(each, block or 0))) for each in found]
+
+
+def chosen(
+    model: ir.Model, found: Sequence[Constant], batches: Sequence[Feeds], share: float,
+    block: int | None, threads: int,
+) -> list[Choice]:  # fmt: skip
+    """The levels at which outputs change least for so many bytes.
+
+    The error that few values make in what a layer computes follows from the moments of its inputs;
+    what it does to the outputs is measured, with few values in this constant alone.
+
+    Args:
+        model: The model.
+        found: Its constants.
+        batches: Samples; without any, the errors of the numbers themselves are compared.
+        share: Share of the model's bytes that may stay.
+        block: Rows that share a book, None for what is best.
+        threads: Threads within an operator.
+
+    Raises:
+        NotApplicable: The bytes are too few.
+    """
+    levels = [_levels(each, block) for each in found]
+    curves, noises = _measured(model, found, levels, batches, threads)
+    total = ir.nbytes(model)
+    others = total - sum(each.tensor.nbytes for each in found)
+    sizes = [
+        np.array([_nbytes(each, level) for level in some])
+        for each, some in zip(found, levels, strict=True)
+    ]
+    scaled = [
+        noise * curve / max(float(curve[some.index(_reference(each, some))]), 1e-300)
+        for each, some, curve, noise in zip(found, levels, curves, noises, strict=True)
+    ]
+    picked = allocate(sizes, scaled, share * total - others)
+    if picked is None:
+        least = (others + sum(float(size.min()) for size in sizes)) / total
+        raise NotApplicable(
+            f"bytes={share:g} is too little: 2 values for each constant take {least:.3g} of the "
+            "model; raise it, or use sparsify{code=false} before"
+        )
+    return [
+        Choice(each, some[at], float(noise[at]))
+        for each, some, noise, at in zip(found, levels, scaled, picked, strict=True)
+    ]
+
+
+def _levels(constant: Constant, block: int | None) -> list[Level]:
+    """What a constant may get."""
+    one = _block(constant, block or 0)
+    found = [Level(entries, one if entries else 0) for entries in _ENTRIES]
+    fine = _block(constant, _BLOCK) if block is None and constant.layer is not None else 0
+    if fine and fine < constant.rows:
+        found += [Level(entries, fine) for entries in _ENTRIES if 0 < entries <= _COARSE]
+    return found
+
+
+def _reference(constant: Constant, levels: Sequence[Level]) -> Level:
+    return next(level for level in levels if level.entries == _REFERENCE.entries)
+
+
+def _block(constant: Constant, block: int) -> int:
+    """Rows that share a book, such that all books have as many."""
+    return block if block and constant.rows % block == 0 else 0
+
+
+def _nbytes(constant: Constant, level: Level) -> float:
+    if not level.entries and constant.whole:
+        return float(constant.tensor.nbytes)
+    return level.nbytes(constant.rows, constant.columns, constant.listed)
+
+
+def _measured(
+    model: ir.Model, found: Sequence[Constant], levels: Sequence[Sequence[Level]],
+    batches: Sequence[Feeds], threads: int,
+) -> tuple[list[Array], list[float]]:  # fmt: skip
+    """Errors of each constant at its levels, and the noise at its reference."""
+    if not batches:
+        curves = [errors(each, some) for each, some in zip(found, levels, strict=True)]
+        return curves, [
+            float(curve[some.index(_reference(each, some))])
+            for each, some, curve in zip(found, levels, curves, strict=True)
+        ]
+    start = len(batches) - max(len(batches) // _PART, 1) if len(batches) > 1 else 1
+    at = {each.layer.name: i for i, each in enumerate(found) if each.layer is not None}
+    known: dict[int, Array] = {}
+    weights: dict[int, Array] = {}
+
+    def look(problem: Problem) -> None:
+        i = at[problem.layer.name]
+        reference, wrong = _reference(found[i], levels[i]), []
+        for level in levels[i]:
+            made = with_bias(problem, shared_layer(problem, level, rounds=0))
+            wrong.append(problem.error(made))
+            if level == reference:
+                weights[i] = made
+        known[i] = np.maximum(wrong, 0.0)
+
+    rebuild(
+        model, ir.clone(model), batches[:start], look, wanted=lambda layer: layer.name in at,
+        only=lambda layer: layer.name in at, threads=threads,
+    )  # fmt: skip
+    for i, each in enumerate(found):
+        if i not in known:
+            known[i] = errors(each, levels[i])
+    trial = Trial(model, first(batches[start:] or batches, _SAMPLES))
+
+    def alone(i: int) -> ir.Model:
+        changed = ir.clone(model)
+        rw = Rewriter(changed)
+        fitted = found[i].layer
+        if fitted is not None and i in weights:
+            (layer,) = (each for each in layers(changed) if each.name == fitted.name)
+            k = layer.columns
+            bias = weights[i][:, k] if layer.takes_bias else None
+            layer.write(rw, weights[i][:, :k].transpose(0, 2, 1), bias)
+        else:
+            value = changed.graph.initializers[found[i].name]
+            reference = _reference(found[i], levels[i])
+            rw.replace(value, rw.const(tensor_of(found[i], reference), found[i].name))
+        rw.remove_initializers()
+        return changed
+
+    noises = np.minimum(trial.noises(alone, range(len(found))), _MOST)
+    return [known[i] for i in range(len(found))], noises.tolist()

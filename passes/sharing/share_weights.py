@@ -1,0 +1,198 @@
+"""Weights of few values, chosen such that outputs change least."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt import Context, Exactness, NotApplicable, Pass, Rewriter, ir
+from graphopt.calibration import fitting
+from graphopt.measure import Budget, Trial
+from graphopt.passes.sharing._constants import constants
+from graphopt.passes.sharing._levels import Choice, chosen, uniform
+from graphopt.passes.sharing._plain import tensor_of
+from graphopt.passes.sharing.compact_storage import at_opset, store
+from graphopt.pruning.batches import check_budget, split
+from graphopt.reconstruct.problem import Problem
+from graphopt.reconstruct.rebuild import Fit, rebuild
+from graphopt.runtime import Feeds
+from graphopt.sharing.problems import shared_layer, with_bias
+
+__all__ = ["ShareWeights"]
+
+Array = np.ndarray[Any, Any]
+
+
+class ShareWeights(Pass):
+    """Let the numbers of each constant be few different ones, and store which, not what, they are.
+
+    What it does: runs the samples through the model. The weights of each Conv, Gemm and MatMul take
+    one of a few values each, which are kept in a book: k-means gives first values; weights take the
+    nearest one column by column, and those to come make up for the error, judged by the second
+    moments of what the layer reads; values and places are then refined in turns by least squares.
+    Layers are fitted one after the other, from what the layers before it compute with their few
+    values to what the original computed. Other large constants (embeddings, weights that several
+    nodes read, recurrent ones) get the values of k-means, once for all that read them; integers of
+    quantized models get integers. Zeros stay zeros where a quarter of a constant or more is. Books
+    and packed places are stored (compact-storage), which ONNX Runtime decodes when it loads the
+    model. The file becomes smaller; the model does not become faster.
+
+    Exactness: LOSSY
+
+    Needs: ONNX Runtime; calibration data (--data), without which all constants get the values of
+    k-means, which loses much more. It keeps most quality after O2, which folds normalizations into
+    weights. Zeros stay where sparsify leaves weights uncoded (code=false).
+
+    Options: entries (values of a book, 2 to 256; 16), bytes (share of the model's bytes that may
+    stay, instead of a number of entries: constants that the outputs depend on less get fewer
+    values, measured with each shared alone), blocks (output channels that share a book; 0 for all
+    of a constant; auto: 0, and with bytes what is best), skip (patterns of names of constants, of
+    names or outputs of nodes, or operators, that stay), min-weights (smaller constants stay),
+    min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
+    predictions that may change, in percent), samples (how many to use, at most), threads (of an
+    operator, when samples are run), code (store the weights in fewer bytes).
+
+    Example: Conv(x, w) -> Conv(x, w'), where w' has 16 different values
+
+    Declines when: there are no constants of enough numbers in two dimensions or more; bytes are
+    fewer than the coarsest values take; for a constant, when it has few values already, NaN or
+    infinity, or is named in skip; the result is not as accurate as asked for. Weights stay uncoded
+    where compact-storage declines.
+
+    References: Han et al. (2016), "Deep Compression"; Frantar et al. (2022), "GPTQ"; Egiazarian et
+    al. (2024), "Extreme Compression of Large Language Models via Additive Quantization", for
+    refining values and places in turns; He et al. (2017), "Channel Pruning for Accelerating Very
+    Deep Neural Networks", for fitting layer after layer.
+    """
+
+    name = "share-weights"
+    exactness = Exactness.LOSSY
+    gated = False
+    entries: int | None = None
+    bytes: float | None = None
+    blocks: int | None = None
+    skip: tuple[str, ...] = ()
+    min_weights: int = 1024
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    samples: int = 512
+    threads: int = 2
+    code: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ValueError: One is out of bounds, or two exclude each other.
+        """
+        for name in ("samples", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
+        if self.min_weights < 0:
+            raise ValueError(f"min-weights is 0 or more, not {self.min_weights}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
+        if self.entries is not None and self.bytes is not None:
+            raise ValueError("entries and bytes both say how many values there are; give one")
+        if self.entries is not None and not 2 <= self.entries <= 256:
+            raise ValueError(f"entries are 2 to 256 values, not {self.entries}")
+        if self.bytes is not None and not 0 < self.bytes < 1:
+            raise ValueError(f"bytes is a share of the model's bytes, in (0, 1), not {self.bytes}")
+        if self.blocks is not None and self.blocks < 0:
+            raise ValueError(f"blocks are of 1 or more channels, or 0 for all, not {self.blocks}")
+
+    def run(self, model: ir.Model, ctx: Context) -> bool:
+        """Change a copy, and take it over."""
+        original = ir.clone(at_opset(model, ctx) if self.code else model)
+        ir.infer_shapes(original)
+        entries = self.entries or (2 if self.bytes is not None else 16)
+        found = constants(original, self.skip, self.min_weights, entries, ctx)
+        if not found:
+            declined = dict.fromkeys(each.partition(": ")[2] for each in ctx.stats.declined)
+            reasons = "; ".join(declined) or "none has numbers in two dimensions"
+            raise NotApplicable(f"no constant can get few values: {reasons}")
+        budget = Budget(self.min_sqnr, self.max_drop)
+        data = None if ctx.data is None else fitting(ctx.data, original)
+        fit, aside = split(data, self.samples)
+        if fit:
+            check_budget(budget, aside)
+        elif budget != Budget():
+            raise NotApplicable("min-sqnr and max-drop need calibration data (--data)")
+        if self.bytes is None:
+            choices = uniform(found, entries, self.blocks)
+        else:
+            choices = chosen(original, found, fit, self.bytes, self.blocks, self.threads)
+        changed, fits = _changed(original, choices, fit, self.threads)
+        if fit:
+            quality = Trial(original, aside or fit).quality(changed)
+            ctx.details["quality"] = {**quality.to_json(), "aside": bool(aside)}
+            why = None if budget == Budget() else budget.obstacle(quality)
+            if why is not None:
+                ctx.details["missed"] = f"with so few values, {why}"
+                raise NotApplicable(ctx.details["missed"])
+            which = "that decided nothing" if aside else "calibrated on"
+            ctx.remark(f"{quality} on {quality.samples} samples {which}")
+            if (doubt := budget.doubt(quality)) is not None:
+                ctx.remark(doubt)
+        else:
+            ctx.remark("without data (--data) nothing makes up for the errors of few values")
+        if not ctx.allow("share-weights"):
+            return False
+        _tell(choices, fits, ctx)
+        if self.code:
+            store(changed, ctx)
+        ctx.rewriter().become(changed)
+        ctx.stats.applied["share"] += len(choices)
+        return True
+
+
+def _changed(
+    original: ir.Model, choices: Sequence[Choice], batches: Sequence[Feeds], threads: int
+) -> tuple[ir.Model, list[Fit]]:
+    """The model with few values: constants by themselves, then layer after layer."""
+    model = ir.clone(original)
+    rw = Rewriter(model)
+    fitted: dict[str, Choice] = {}
+    for choice in choices:
+        layer = choice.constant.layer
+        if layer is not None and batches:
+            fitted[layer.name] = choice
+            continue
+        value = model.graph.initializers[choice.constant.name]
+        rw.replace(value, rw.const(tensor_of(choice.constant, choice.level), choice.constant.name))
+    rw.remove_initializers()
+    if not fitted:
+        return model, []
+
+    def change(problem: Problem) -> Array | None:
+        choice = fitted.get(problem.layer.name)
+        if choice is None:
+            return None
+        return with_bias(problem, shared_layer(problem, choice.level))
+
+    fits = rebuild(
+        original, model, batches, change,
+        wanted=lambda layer: layer.name in fitted,
+        only=lambda layer: layer.name in fitted, threads=threads,
+    )  # fmt: skip
+    return model, fits
+
+
+def _tell(choices: Sequence[Choice], fits: Sequence[Fit], ctx: Context) -> None:
+    known = {each.name: each for each in fits}
+    rows = []
+    for each in choices:
+        constant = each.constant
+        fit = None if constant.layer is None else known.get(constant.layer.name)
+        rows.append({
+            "constant": constant.name, "entries": each.level.entries, "block": each.level.block,
+            "numbers": constant.tensor.size, "noise": each.noise,
+            "bytes_before": constant.tensor.nbytes, "bytes_after": round(each.nbytes),
+            "fit": None if fit is None else dataclasses.asdict(fit),
+        })  # fmt: skip
+    ctx.details["constants"] = rows
+    size = sum(each.constant.tensor.size for each in choices)
+    ctx.remark(f"{size:,} numbers in {len(choices)} constants have few values")
