@@ -103,11 +103,10 @@ def fit(
     alone = np.repeat(np.square(np.einsum("gcc->gc", root)) ** -1.0, rows, axis=0)
     importance = np.broadcast_to(alone, (groups * rows, columns))
     nearest = plain(first.reshape(-1, columns), entries, block, importance, kept)
-    tried = [Shared(_compensated(goal, nearest.books, root, kept), nearest.books), nearest]
-    refitted = [_refitted(each, goal, metric) for each in tried]
-    errors = [_error(each, goal, metric) for each in refitted]
-    best = int(np.argmin(errors))
-    found, least = refitted[best], errors[best]
+    passed = Shared(_compensated(goal, nearest.books, root, kept), nearest.books)
+    better = min(passed, nearest, key=lambda each: _error(each, goal, metric))
+    found = _refitted(better, goal, metric)
+    least = _error(found, goal, metric)
     for _ in range(rounds):
         new = _refitted(_descended(found, goal, metric, kept), goal, metric)
         error = _error(new, goal, metric)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from graphopt.reconstruct.problem import Problem
-from graphopt.sharing.allocate import Level
 from graphopt.sharing.books import Shared
 from graphopt.sharing.fit import fit
+from graphopt.sharing.level import Level
 
 __all__ = ["ZEROS", "halved", "kept_by", "shared_layer", "with_bias"]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from graphopt import NotApplicable, Rewriter, ir
-from graphopt.measure import Trial
+from graphopt.measure import Trial, allocate
 from graphopt.passes.sharing._constants import Constant
 from graphopt.passes.sharing._plain import errors, tensor_of
 from graphopt.pruning.batches import first
@@ -17,7 +17,7 @@ from graphopt.reconstruct.layers import layers
 from graphopt.reconstruct.problem import Problem
 from graphopt.reconstruct.rebuild import rebuild
 from graphopt.runtime import Feeds
-from graphopt.sharing.allocate import Level, allocate
+from graphopt.sharing.level import Level, finer
 from graphopt.sharing.problems import shared_layer, with_bias
 
 __all__ = ["Choice", "chosen", "uniform"]
@@ -26,6 +26,8 @@ Array = np.ndarray[Any, Any]
 
 # Numbers of values whose places fill bytes well; 0 is floats of 16 bits.
 _ENTRIES = (2, 3, 4, 6, 9, 16, 40, 256, 0)
+# Values up to which errors are computed, and as many as 16-bit floats are as good as.
+_COMPUTED, _AS_MANY = 16, 2048
 # Rows that share a book, where that is left to us; finer books pay where there are few values.
 _BLOCK, _COARSE = 8, 6
 # The level that each constant is tried at alone.
@@ -94,12 +96,17 @@ def chosen(
         noise * curve / max(float(curve[some.index(_reference(each, some))]), 1e-300)
         for each, some, curve, noise in zip(found, levels, curves, noises, strict=True)
     ]
-    picked = allocate(sizes, scaled, share * total - others)
-    if picked is None:
-        least = (others + sum(float(size.min()) for size in sizes)) / total
+
+    def left(places: Sequence[int]) -> float:
+        taken = sum(float(size[at]) for size, at in zip(sizes, places, strict=True))
+        return (others + taken) / total
+
+    saved = [(each.tensor.nbytes - size) / total for each, size in zip(found, sizes, strict=True)]
+    picked = allocate(scaled, saved, left, share)
+    if (least := left(picked)) > share:
         raise NotApplicable(
-            f"bytes={share:g} is too little: 2 values for each constant take {least:.3g} of the "
-            "model; raise it, or use sparsify{code=false} before"
+            f"bytes={share:g} is too little: 2 values for each constant leave {least:.3g} of the "
+            "model; raise it, or let sparsify{code=false} make zeros before"
         )
     return [
         Choice(each, some[at], float(noise[at]))
@@ -110,11 +117,28 @@ def chosen(
 def _levels(constant: Constant, block: int | None) -> list[Level]:
     """What a constant may get."""
     one = _block(constant, block or 0)
-    found = [Level(entries, one if entries else 0) for entries in _ENTRIES]
+    found = [Level(entries, one) for entries in _ENTRIES]
     fine = _block(constant, _BLOCK) if block is None and constant.layer is not None else 0
     if fine and fine < constant.rows:
         found += [Level(entries, fine) for entries in _ENTRIES if 0 < entries <= _COARSE]
     return found
+
+
+def _curve(levels: Sequence[Level], error: Callable[[Level], float]) -> Array:
+    """The error at each level, computed where there are few values."""
+    found = {level: error(level) for level in levels if 0 < level.entries <= _COMPUTED}
+    for level in levels:
+        if level not in found:
+            known = found[Level(_COMPUTED, level.block)]
+            found[level] = finer(known, _COMPUTED, level.entries or _AS_MANY)
+    return np.array([found[level] for level in levels])
+
+
+def _errors(constant: Constant, levels: Sequence[Level]) -> Array:
+    """Errors of the numbers themselves."""
+    few = [level for level in levels if 0 < level.entries <= _COMPUTED]
+    known = dict(zip(few, errors(constant, few), strict=True))
+    return _curve(levels, lambda level: float(known[level]))
 
 
 def _reference(constant: Constant, levels: Sequence[Level]) -> Level:
@@ -138,7 +162,7 @@ def _measured(
 ) -> tuple[list[Array], list[float]]:  # fmt: skip
     """Errors of each constant at its levels, and the noise at its reference."""
     if not batches:
-        curves = [errors(each, some) for each, some in zip(found, levels, strict=True)]
+        curves = [_errors(each, some) for each, some in zip(found, levels, strict=True)]
         return curves, [
             float(curve[some.index(_reference(each, some))])
             for each, some, curve in zip(found, levels, curves, strict=True)
@@ -150,13 +174,15 @@ def _measured(
 
     def look(problem: Problem) -> None:
         i = at[problem.layer.name]
-        reference, wrong = _reference(found[i], levels[i]), []
-        for level in levels[i]:
+        reference = _reference(found[i], levels[i])
+
+        def error(level: Level) -> float:
             made = with_bias(problem, shared_layer(problem, level, rounds=0))
-            wrong.append(problem.error(made))
             if level == reference:
                 weights[i] = made
-        known[i] = np.maximum(wrong, 0.0)
+            return max(problem.error(made), 0.0)
+
+        known[i] = _curve(levels[i], error)
 
     rebuild(
         model, ir.clone(model), batches[:start], look, wanted=lambda layer: layer.name in at,
@@ -164,7 +190,7 @@ def _measured(
     )  # fmt: skip
     for i, each in enumerate(found):
         if i not in known:
-            known[i] = errors(each, levels[i])
+            known[i] = _errors(each, levels[i])
     trial = Trial(model, first(batches[start:] or batches, _SAMPLES))
 
     def alone(i: int) -> ir.Model:

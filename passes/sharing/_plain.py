@@ -9,9 +9,9 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.passes.sharing._constants import Constant, pieces
-from graphopt.sharing.allocate import Level
 from graphopt.sharing.books import padded
 from graphopt.sharing.kmeans import centres, counted, gathered, nearest
+from graphopt.sharing.level import Level
 from graphopt.sharing.problems import halved
 
 __all__ = ["errors", "tensor_of"]
@@ -24,7 +24,7 @@ _HIGHEST = float(np.finfo(np.float16).max)
 
 
 def errors(constant: Constant, levels: Sequence[Level]) -> Array:
-    """Squared error of levels in units of the energy, ``[levels]``."""
+    """Squared error of levels of some entries in units of the energy, ``[levels]``."""
     energy = 0.0
     found = np.zeros(len(levels))
     for block in {level.block for level in levels}:
@@ -105,8 +105,6 @@ def _book(points: Array, weights: Array, constant: Constant, entries: int) -> Ar
 
 
 def _error(points: Array, weights: Array, constant: Constant, entries: int) -> float:
-    if not entries:
-        return 0.0
     book = _book(points, weights, constant, entries)
     return float(weights @ np.square(points - book[nearest(points, book)]))
 

@@ -1,0 +1,50 @@
+"""How coarse the values of a constant are, and what it takes then."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from graphopt.storage import index_bits
+
+__all__ = ["Level", "finer"]
+
+# Bytes that the nodes of a code take, about.
+_NODES = 600
+_HALF = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """How coarse the values of a constant are.
+
+    Attributes:
+        entries: Values of a book; 0 for any floats of 16 bits.
+        block: Rows that share a book; 0 for all.
+    """
+
+    entries: int
+    block: int = 0
+
+    def nbytes(self, rows: int, columns: int, listed: int | None = None) -> float:
+        """Bytes that a matrix takes then, about.
+
+        Args:
+            rows: Rows of the matrix.
+            columns: Columns.
+            listed: How many elements are not zero where these are listed, None where all are.
+        """
+        mask = 0.0 if listed is None else rows * columns / 8
+        count = rows * columns if listed is None else listed
+        if not self.entries:
+            return mask + count * _HALF + _NODES
+        books = rows // self.block if self.block else 1
+        indices = count * index_bits(self.entries) / 8
+        return mask + indices + books * self.entries * _HALF + _NODES
+
+
+def finer(error: float, entries: int, more: int) -> float:
+    """The error of more values, from that of fewer: it falls with the square of their number.
+
+    That is so for many values, whatever the distribution (Panter and Dite, 1951).
+    """
+    return error * (entries / more) ** 2
