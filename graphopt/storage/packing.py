@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Packing", "index_bits", "packing"]
+__all__ = ["Packed", "Packing", "index_bits", "pack", "packing"]
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +36,12 @@ class Packing:
         """Bits per number."""
         return self.word / self.digits
 
+    def nbytes(self, count: int) -> int:
+        """Bytes that so many numbers take."""
+        return -(-count // self.digits) * self.word // 8
 
+
+@cache
 def packing(base: int) -> Packing:
     """The packing that takes the fewest bits.
 
@@ -47,7 +53,11 @@ def packing(base: int) -> Packing:
     """
     if not 1 <= base <= 2**_MOST_BITS:
         raise ValueError(f"numbers are below 1 to 2**32, not {base}")
-    found = [Packing(base, word, _digits(base, word)) for word in _WORDS if base <= 2**word]
+    found = [
+        Packing(max(base, 2), word, _digits(max(base, 2), word))
+        for word in _WORDS
+        if base <= 2**word
+    ]
     return min(found, key=lambda each: each.bits)
 
 
@@ -64,8 +74,53 @@ def index_bits(entries: int) -> float:
     return 0.0 if entries == 1 else packing(entries).bits
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """Numbers in words.
+
+    Attributes:
+        words: ``[words]``, unsigned integers of 8, 16 or 32 bits.
+        packing: How many there are in each; those beyond ``count`` are 0.
+        count: How many there are.
+    """
+
+    words: Array
+    packing: Packing
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the words."""
+        return self.words.nbytes
+
+    def numbers(self) -> Array:
+        """The numbers, int64 ``[count]``."""
+        base, digits = self.packing.base, self.packing.digits
+        powers = base ** np.arange(digits - 1, -1, -1)
+        found: Array = self.words.astype(np.int64)[:, None] // powers % base
+        return found.reshape(-1)[: self.count]
+
+
+def pack(numbers: Array, base: int) -> Packed:
+    """Pack numbers.
+
+    Args:
+        numbers: Integers in ``[0, base)``, ``[count]``.
+        base: What they are below.
+    """
+    how = packing(base)
+    if how.base == 2:
+        return Packed(np.packbits(numbers != 0), how, len(numbers))
+    words = np.zeros(-(-len(numbers) // how.digits), f"u{how.word // 8}")
+    for place in range(how.digits):
+        digit = numbers[place :: how.digits]
+        words *= words.dtype.type(how.base if place else 1)
+        words[: len(digit)] += digit.astype(words.dtype)
+    return Packed(words, how, len(numbers))
+
+
 def _digits(base: int, word: int) -> int:
     digits = 1
-    while base > 1 and base ** (digits + 1) <= 2**word:
+    while base ** (digits + 1) <= 2**word:
         digits += 1
     return digits
