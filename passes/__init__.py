@@ -47,7 +47,7 @@ from graphopt.passes.quantize import (
     RepairQdq,
     WidenQdq,
 )
-from graphopt.passes.sharing import CompactStorage, ShareWeights
+from graphopt.passes.sharing import CompactStorage, ShareWeights, TieWeights
 from graphopt.passes.sparsity import Sparsify
 
 __all__ = ["PASSES", "PIPELINES"]
@@ -97,6 +97,7 @@ PASSES = (
     PruneHeads,
     PruneLayers,
     Sparsify,
+    TieWeights,
     ShareWeights,
     CompactStorage,
 )

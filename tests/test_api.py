@@ -59,7 +59,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
-    "sharing": ({"errors", "ir", "reconstruct", "storage"}, set()),
+    "sharing": ({"errors", "reconstruct", "storage"}, set()),
     "storage": ({"errors", "ir", "rewrite"}, set()),
     "frontends": ({"errors", "ir", "targets", "runtime"}, set()),
     "bundle": ({"errors", "ir", "targets", "runtime"}, set()),
