@@ -15,6 +15,7 @@ from graphopt.passes.cleanup import (
     RemoveUnusedOpsets,
 )
 from graphopt.passes.external import Onnxsim
+from graphopt.passes.factorize import ConvertDepthwise, Factorize
 from graphopt.passes.fold import FoldBranches, FoldConstants, FoldShapes, InferShapes
 from graphopt.passes.fusion import (
     FuseAffine,
@@ -96,6 +97,8 @@ PASSES = (
     PruneChannels,
     PruneHeads,
     PruneLayers,
+    ConvertDepthwise,
+    Factorize,
     Sparsify,
     TieWeights,
     ShareWeights,

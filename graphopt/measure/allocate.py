@@ -43,9 +43,7 @@ def allocate(
     bounded = [np.minimum(np.nan_to_num(n, nan=_MOST), _MOST) for n in noise]
 
     def at(price: float) -> list[int]:
-        return [
-            int(np.argmin(n - price * s)) for n, s in zip(bounded, prices, strict=True)
-        ]
+        return [int(np.argmin(n - price * s)) for n, s in zip(bounded, prices, strict=True)]
 
     low, high = 1e-9, 1e30
     if left(at(high)) > goal:

@@ -3,7 +3,7 @@
 from graphopt.pruning.criteria import CRITERIA, Criterion, Scores, normalized
 from graphopt.pruning.layer_search import Removal, removals
 from graphopt.pruning.layers_out import Block, bypass, find_blocks, matches, take_out
-from graphopt.pruning.options import Goal, Options, Outcome
+from graphopt.pruning.options import Options
 from graphopt.pruning.pruner import prune
 from graphopt.pruning.sizes import Measure, Sizes
 
@@ -11,10 +11,8 @@ __all__ = [
     "CRITERIA",
     "Block",
     "Criterion",
-    "Goal",
     "Measure",
     "Options",
-    "Outcome",
     "Removal",
     "Scores",
     "Sizes",

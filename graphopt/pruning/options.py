@@ -1,32 +1,15 @@
-"""What pruning is asked for, and what came of it."""
+"""What pruning is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from graphopt import ir
-from graphopt.measure import Budget
+from graphopt.measure import Budget, Goal
 from graphopt.pruning.criteria import Criterion
 
-__all__ = ["Goal", "Options", "Outcome", "What"]
-
-What = Literal["macs", "params", "bytes", "latency", "channels"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Goal:
-    """What may be left, as a share of the original's.
-
-    Attributes:
-        what: Of what: multiply-accumulates, parameters, bytes of weights, latency on the target, or
-            channels of each group.
-        left: The share, in (0, 1).
-    """
-
-    what: What
-    left: float
+__all__ = ["Options"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +52,3 @@ class Options:
     samples: int = 512
     threads: int = 1
     dry: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of it.
-
-    Attributes:
-        model: The pruned model, or None.
-        reason: What it gains, or why there is none.
-        details: Groups, sizes, quality and latency as plain data.
-        missed: Whether there is none because a goal cannot be met.
-        remarks: What else is to be known of it.
-    """
-
-    model: ir.Model | None
-    reason: str
-    details: dict[str, Any]
-    missed: bool = False
-    remarks: tuple[str, ...] = ()

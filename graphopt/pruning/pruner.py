@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from graphopt.analyses import Channels
 from graphopt.calibration import Samples
 from graphopt.errors import NotApplicable
 from graphopt.measure import (
-    SCATTER,
-    Budget,
+    WORDS,
+    Judge,
     LatencyTable,
-    Quality,
+    Outcome,
     Trial,
     machine_name,
     race,
@@ -30,7 +29,7 @@ from graphopt.pruning.choose import Chooser
 from graphopt.pruning.criteria import Scores
 from graphopt.pruning.layers_out import find_blocks
 from graphopt.pruning.noise import measure_noise, order_by_score, order_channels
-from graphopt.pruning.options import Options, Outcome
+from graphopt.pruning.options import Options
 from graphopt.pruning.recover import recovered
 from graphopt.pruning.shorten import shortened
 from graphopt.pruning.sizes import MEASURES, Measure, Sizes, totals
@@ -47,11 +46,6 @@ __all__ = ["prune"]
 _TRIED = 128
 # Roughly how long one choice and the original are each measured.
 _SECONDS = 0.8
-# A latency within this of the goal is the goal; races of the result, at most.
-_CLOSE, _RACES = 1.05, 3
-# Outputs whose ratio of signal to noise in dB is below have nothing to do with the original's. A
-# user who asks for half the work and no accuracy gets what there is above.
-_LEAST = 0.0
 _DRY = "a dry run only lists what could be pruned"
 
 
@@ -107,7 +101,6 @@ class _Pruner:
         self.fit, self.aside = split(data, options.samples)
         # Made-up samples show layers more of what they may read; nothing is judged on them.
         self.more = varied(model, self.fit) if options.vary else self.fit
-        self.trial: Trial | None = None  # on what the result is judged
         self.details: dict[str, Any] = {}
         self._seconds: dict[str, float] = {}
 
@@ -134,7 +127,7 @@ class _Pruner:
             left = self.chooser.choose()
         self._list(left)
         if self.options.dry:
-            self._summarize({n: self.chooser.size(left, n) for n in MEASURES}, None, [])
+            self._summarize({n: self.chooser.size(left, n) for n in MEASURES})
             return Outcome(None, _DRY, self.details)
         return self._finish(left)
 
@@ -171,7 +164,7 @@ class _Pruner:
                 raise NotApplicable(f"{' and '.join(needs)} {verb} calibration data (--data)")
         what = options.goal.what
         if what in MEASURES and not self.sizes.before[what]:
-            raise NotApplicable(f"the model has no {_WORDS[what]} to save")
+            raise NotApplicable(f"the model has no {WORDS[what]} to save")
         if what == "latency":
             reason = runs_here(self.target)
             if reason is not None:
@@ -238,90 +231,18 @@ class _Pruner:
                 whole, wanted, fits = recovered(self.channels, self.units, left, self.more)
             self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
         pruned = shortened(whole, self.channels, self.units, left)
+        judge = Judge(
+            self.model, self.target, self.fit, self.aside,
+            self.options.goal, self.options.budget, self.options.threads,
+        )  # fmt: skip
         if self.options.recover:
-            self._compare(wanted, pruned)
-        quality = self._quality(pruned)
-        ratios = self._race(pruned)
-        self._summarize(totals(pruned), quality, ratios)
-        return self._judge(pruned, left, quality, ratios)
-
-    def _compare(self, wanted: ir.Model, pruned: ir.Model) -> None:
-        """Check that cutting changed nothing but the size.
-
-        Raises:
-            NotApplicable: It did.
-        """
-        off = Trial(wanted, self.fit[:1]).noise(pruned)
-        if not off <= 1e-6:
-            raise NotApplicable(
-                f"cutting channels out changed the outputs by {off:.1e} of their energy, which it "
-                "must not; please report this model"
-            )
-
-    def _quality(self, pruned: ir.Model) -> Quality | None:
-        judged = self.aside or self.fit
-        if not judged:
-            return None
-        self.trial = Trial(self.model, judged)
-        return self.trial.quality(pruned)
-
-    def _race(self, pruned: ir.Model) -> list[float]:
-        if runs_here(self.target) is not None or not self.fit:
-            return []
-        inputs, goal = settings(self.fit[0], self.model), self.options.goal
-        runs: list[list[float]] = []
-        for _ in range(_RACES):
-            runs += race(
-                self.model, [pruned], inputs, target=self.target, threads=self.options.threads
-            )
-            if goal.what != "latency" or runs[0][0] <= goal.left * _CLOSE:
-                break  # other work on the machine may make one race miss the goal
-        return [statistics.median(ratios) for ratios in zip(*runs, strict=True)]
-
-    def _judge(
-        self, pruned: ir.Model, left: Sequence[int], quality: Quality | None, ratios: list[float]
-    ) -> Outcome:
-        goal, budget = self.options.goal, self.options.budget
-        if quality is not None:
-            asked = budget != Budget()
-            obstacle = (budget if asked else Budget(sqnr_db=_LEAST)).obstacle(quality)
-            if obstacle is not None:
-                hint = [] if asked else ["min-sqnr sets another limit"]
-                reason = "; ".join([f"pruned like this, {obstacle}", *hint, *self._odd()])
-                return Outcome(None, reason, self.details, missed=asked)
-        if ratios and max(ratios) > SCATTER:
-            reason = f"the pruned model would be slower: {1 / max(ratios):.2f}x"
-            return Outcome(None, reason, self.details)
-        if goal.what == "latency" and ratios:
-            share = ratios[0]
-        else:
-            share = self.details["left"].get(goal.what, self.chooser.share(left))
-        close = _CLOSE if goal.what == "latency" else 1.0 + 1e-9
-        if share > goal.left * close:
-            if self.chooser.missed:
-                reason = (
-                    f"{goal.what} cannot be brought to {goal.left:g} of the original's, "
-                    f"{share:.3f} is the least"
-                )
-            else:
-                reason = f"{goal.what} is {share:.3f} of the original's, more than {goal.left:g}"
-            return Outcome(None, reason, self.details, missed=True)
-        if goal.what == "latency":
-            words = [f"{share:.3f} of the latency is left"]
-        else:
-            words = [f"{share:.3f} of the {_WORDS[goal.what]} are left"]
-            words += [f"{1 / ratio:.2f}x as fast" for ratio in ratios[:1]]
-        if quality is not None:
-            words.append(str(quality))
-        doubts = [*self._odd(), None if quality is None else budget.doubt(quality)]
-        return Outcome(
-            pruned, "; ".join(words), self.details, remarks=tuple(d for d in doubts if d)
+            judge.same(wanted, pruned, "cutting channels out")
+        self._summarize(totals(pruned))
+        what = self.options.goal.what
+        share = self.details["left"].get(what, self.chooser.share(left))
+        return judge.verdict(
+            pruned, share, self.details, how="pruned", exhausted=self.chooser.missed
         )
-
-    def _odd(self) -> list[str]:
-        if self.trial is None or self.trial.finite:
-            return []
-        return ["the model itself computes NaN or infinity on these samples, which do not count"]
 
     # What is reported.
 
@@ -346,16 +267,10 @@ class _Pruner:
             {"name": name, "reason": reason} for name, reason in self.reasons.items()
         ]
 
-    def _summarize(
-        self, sizes: dict[Measure, float], quality: Quality | None, ratios: Sequence[float]
-    ) -> None:
+    def _summarize(self, sizes: dict[Measure, float]) -> None:
         self.details["left"] = {
             name: size / max(self.sizes.before[name], 1e-300) for name, size in sizes.items()
         }
-        if ratios:
-            self.details["speedup"] = [1 / r for r in ratios]
-        if quality is not None:
-            self.details["quality"] = {**quality.to_json(), "aside": bool(self.aside)}
         self.details["seconds"] = self._seconds
 
     def _timed(self, name: str) -> _Clock:
@@ -366,14 +281,6 @@ def _draws(node: ir.Node) -> bool:
     """Whether a node computes something else each time."""
     known = node.domain in ("", "com.microsoft") and not any(ir.subgraphs(node))
     return known and not ir.is_deterministic(node)
-
-
-_WORDS = {
-    "macs": "multiply-accumulates",
-    "params": "parameters",
-    "bytes": "bytes",
-    "channels": "channels",
-}
 
 
 class _Clock:

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from graphopt import Context, Exactness, NotApplicable, Pass, PassManager, ir
 from graphopt.analyses import Cost
 from graphopt.calibration import fitting
-from graphopt.measure import Budget
-from graphopt.pruning import Goal, Options, prune
+from graphopt.measure import Budget, Goal
+from graphopt.pruning import Options, prune
 
 __all__ = ["Prune"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from graphopt.measure import Goal
 from graphopt.passes.pruning._prune import Prune
-from graphopt.pruning import Goal, Options
+from graphopt.pruning import Options
 
 __all__ = ["PruneChannels"]
 

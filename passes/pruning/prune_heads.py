@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from graphopt.measure import Goal
 from graphopt.passes.pruning._prune import Prune
-from graphopt.pruning import Goal
 
 __all__ = ["PruneHeads"]
 

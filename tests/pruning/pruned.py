@@ -10,7 +10,8 @@ from pruning.test_noise import images
 
 from graphopt import ir
 from graphopt.calibration import from_batches
-from graphopt.pruning import Goal, Options, Outcome, prune
+from graphopt.measure import Goal, Outcome
+from graphopt.pruning import Options, prune
 from graphopt.runtime import open_session
 from graphopt.targets import get
 

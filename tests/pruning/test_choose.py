@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from graphopt.analyses import Group
+from graphopt.measure import Goal, What
 from graphopt.pruning.choose import Chooser
 from graphopt.pruning.criteria import Scores
-from graphopt.pruning.options import Goal, Options, What
+from graphopt.pruning.options import Options
 from graphopt.pruning.sizes import MEASURES, Sizes
 from graphopt.pruning.units import Unit
 

@@ -16,7 +16,7 @@ from reconstruct.single import network, normal
 from graphopt import ir
 from graphopt.analyses import Cost
 from graphopt.errors import CalibrationError, NotApplicable
-from graphopt.measure import Budget
+from graphopt.measure import Budget, judge
 from graphopt.pruning import CRITERIA, pruner, timing
 
 WITHOUT: dict[str, Any] = {"criterion": "l2", "ranking": "local", "recover": False}
@@ -53,9 +53,10 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    for module in (pruner, timing):
+    for module in (judge, pruner, timing):
         monkeypatch.setattr(module, "race", found)
-    monkeypatch.setattr(pruner, "runs_here", lambda target: None)
+    for other in (judge, pruner):
+        monkeypatch.setattr(other, "runs_here", lambda target: None)
     return found
 
 

@@ -1,0 +1,222 @@
+"""Decomposition as a whole: which layers are computed in parts, and what becomes of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt import ir
+from graphopt.calibration import Samples
+from graphopt.decompose.choose import Chooser
+from graphopt.decompose.emit import emit
+from graphopt.decompose.forms import Form
+from graphopt.decompose.options import Options
+from graphopt.decompose.parts import find_parts, measure_noise, products
+from graphopt.decompose.product import Product
+from graphopt.decompose.timing import changed, measure_savings
+from graphopt.errors import NotApplicable
+from graphopt.measure import (
+    WORDS,
+    Judge,
+    LatencyTable,
+    Outcome,
+    machine_name,
+    race,
+    runs_here,
+    settings,
+)
+from graphopt.pruning.batches import check_budget, split
+from graphopt.pruning.sizes import MEASURES, totals
+from graphopt.reconstruct import Problem, layers, rebuild
+from graphopt.rewrite import Rewriter
+from graphopt.targets import Target
+
+__all__ = ["decompose"]
+
+Array = np.ndarray[Any, Any]
+
+# How often factors that the model gets are fitted to each other.
+_SWEEPS = 8
+# Roughly how long one choice and the original are each measured.
+_SECONDS = 0.8
+_DRY = "a dry run only lists what could be decomposed"
+
+
+def decompose(
+    model: ir.Model,
+    target: Target,
+    data: Samples | None,
+    options: Options,
+    *,
+    cache: Path | None = None,
+) -> Outcome:
+    """Compute layers of a model in parts until the goal is met, each fitted to the original.
+
+    Args:
+        model: The model, lossless optimization done. It is not changed.
+        target: What to measure latency on.
+        data: Samples.
+        options: How.
+        cache: Folder of measured times.
+
+    Raises:
+        NotApplicable: Something that is needed is missing, or no layer has a smaller form.
+        CalibrationError: The samples do not fit the model.
+    """
+    return _Decomposer(model, target, data, options, cache).run()
+
+
+class _Decomposer:
+    def __init__(
+        self,
+        model: ir.Model,
+        target: Target,
+        data: Samples | None,
+        options: Options,
+        cache: Path | None,
+    ) -> None:
+        self.model, self.target, self.options, self.cache = model, target, options, cache
+        self.fit, self.aside = split(data, options.samples)
+        self.parts, self.reasons = find_parts(model, options.kinds, options.skip)
+        self.before: dict[str, float] = {**totals(model)}
+        self.details: dict[str, Any] = {}
+
+    def run(self) -> Outcome:
+        self._check()
+        measure_noise(self.model, self.parts, self.fit, 2)
+        measure = self._measured if self._time() else None
+        what = self.options.goal.what
+        total = 1.0 if what == "latency" else self.before[what]
+        chooser = Chooser(self.parts, total, self.options, measure)
+        places = chooser.choose()
+        self._list(places)
+        if self.options.dry:
+            return Outcome(None, _DRY, self.details)
+        if not any(places):
+            return Outcome(None, "no form of a layer is worth it for this goal", self.details)
+        found = self._made(places)
+        after: dict[str, float] = {**totals(found)}
+        left: dict[str, float] = {
+            name: after[name] / max(self.before[name], 1e-300) for name in MEASURES
+        }
+        self.details["left"] = left
+        share = chooser.share(places) if what == "latency" else left[what]
+        return self._judge.verdict(
+            found, share, self.details, how="decomposed", exhausted=chooser.missed
+        )
+
+    def _check(self) -> None:
+        options = self.options
+        if not self.parts:
+            reasons = list(dict.fromkeys(self.reasons.values()))
+            why = "; ".join(reasons) or "none has constant weights of 32-bit floats"
+            raise NotApplicable(f"no layer can be computed in parts: {why}")
+        if not self.fit:
+            raise NotApplicable(
+                "needs calibration data (--data), to fit the parts to what layers compute"
+            )
+        check_budget(options.budget, self.aside)
+        what = options.goal.what
+        if what == "latency":
+            reason = runs_here(self.target)
+            if reason is not None:
+                raise NotApplicable(f"latency cannot be measured: {reason}")
+        elif not self.before[what]:
+            raise NotApplicable(f"the model has no {WORDS[what]} to save")
+
+    @property
+    def _judge(self) -> Judge:
+        options = self.options
+        return Judge(
+            self.model, self.target, self.fit, self.aside,
+            options.goal, options.budget, options.threads,
+        )  # fmt: skip
+
+    def _time(self) -> bool:
+        """Measure what forms save; whether that is of use and could be done."""
+        options = self.options
+        if options.goal.what != "latency" and not (options.goal.what == "macs" and options.payoff):
+            return False
+        if runs_here(self.target) is not None:
+            return False
+        table = LatencyTable(None, "")
+        if self.cache is not None:
+            name = machine_name(self.target, options.threads)
+            table = LatencyTable(self.cache / "latency.json", name)
+        measure_savings(
+            self.model,
+            self.parts,
+            settings(self.fit[0], self.model)[0],
+            target=self.target,
+            threads=options.threads,
+            table=table,
+        )
+        table.save()
+        return True
+
+    def _measured(self, places: Sequence[int]) -> float:
+        """Latency with some forms, in units of the original's."""
+        form = changed(self.model, self.parts, places)
+        ((ratio,),) = race(
+            self.model, [form], settings(self.fit[0], self.model)[:1], target=self.target,
+            threads=self.options.threads, seconds=_SECONDS,
+        )  # fmt: skip
+        return ratio
+
+    def _made(self, places: Sequence[int]) -> ir.Model:
+        """The model in parts: layer after layer is fitted as a whole, then written as parts."""
+        forms: dict[str, Form] = {}
+        for part, place in zip(self.parts, places, strict=True):
+            form = part.forms[place]
+            if form is not None:
+                forms[part.name] = form
+        factors: dict[str, list[Product]] = {}
+        whole = ir.clone(self.model)
+
+        def change(problem: Problem) -> Array:
+            form = forms.get(problem.layer.name)
+            if form is None:
+                return problem.optimum
+            factors[problem.layer.name], weights = products(problem, form, _SWEEPS)
+            return weights
+
+        fits = rebuild(
+            self.model, whole, self.fit, change,
+            wanted=lambda layer: layer.name in forms,
+            only=lambda layer: self.reasons.get(layer.name) != "skip names it", threads=2,
+        )  # fmt: skip
+        self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
+        found = ir.clone(whole)
+        rw = Rewriter(found)
+        for layer in list(layers(found)):
+            groups = factors.get(layer.name)
+            if groups is not None:
+                stacked = [
+                    np.stack(each) for each in zip(*(g.factors for g in groups), strict=True)
+                ]
+                emit(rw, layer, forms[layer.name], stacked)
+        rw.remove_initializers()
+        ir.infer_shapes(found)
+        self._judge.same(whole, found, "writing layers as parts")
+        return found
+
+    def _list(self, places: Sequence[int]) -> None:
+        """List the layers, and what their forms would do."""
+        self.details["layers"] = [
+            {
+                "name": part.name,
+                "form": str(part.forms[place] or "whole"),
+                "noise": float(part.noise[place]),
+                "error": float(part.errors[place]),
+                "faster": float(part.faster[place]),
+                "saved": {what: float(part.saved[what][place]) for what in MEASURES},
+            }
+            for part, place in zip(self.parts, places, strict=True)
+        ]
+        self.details["whole"] = [
+            {"name": name, "reason": reason} for name, reason in self.reasons.items()
+        ]

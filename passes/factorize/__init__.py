@@ -1,0 +1,6 @@
+"""Passes that compute layers in parts of less work."""
+
+from graphopt.passes.factorize.convert_depthwise import ConvertDepthwise
+from graphopt.passes.factorize.factorize import Factorize
+
+__all__ = ["ConvertDepthwise", "Factorize"]
