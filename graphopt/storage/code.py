@@ -165,7 +165,9 @@ def decode(code: Code) -> Array:
         core = layout.array(_placed(code, listed, listed.dtype.type(0)), code.core)
     else:
         assert isinstance(code.what, Packed)
-        places = code.what.numbers().reshape(-1, 1 if code.vectors else layout.unit)
+        places = (
+            code.what.numbers().astype(np.int64).reshape(-1, 1 if code.vectors else layout.unit)
+        )
         places = _placed(code, places, np.int64(book.entries - 1))
         if not code.vectors:
             places = layout.array(places, code.core)
@@ -184,7 +186,7 @@ def _placed(code: Code, listed: Array, other: np.generic) -> Array:
     count, numbers = code.layout.count, code.mask.numbers()
     units = np.full((count, listed.shape[1]), other, listed.dtype)
     if code.where == "gaps":
-        units[np.cumsum(numbers) - 1] = listed
+        units[np.cumsum(numbers, dtype=np.int64) - 1] = listed
     else:
         kept = numbers if code.patterns is None else code.patterns[numbers].reshape(-1)
         units[kept[:count] != 0] = listed

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+
+from graphopt import ir
 
 __all__ = ["bits_of", "narrowest", "pieces"]
 
 Array = np.ndarray[Any, Any]
 
 _PIECE = 1 << 20
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_BFLOAT16 = np.dtype(ir.DataType.BFLOAT16.numpy())
 # In the order in which they are tried.
 _TYPES = tuple(
     np.dtype(each)

@@ -12,9 +12,11 @@ __all__ = ["Packed", "Packing", "index_bits", "pack", "packing"]
 
 Array = np.ndarray[Any, Any]
 
-# Sizes of words in bits, the fastest to decode first among those that take the same space.
-_WORDS = (8, 16, 32)
-_MOST_BITS = 32
+# Sizes of words in bits and what words are below, the fastest to decode first among those that take
+# the same space. All are read as signed integers of 32 bits.
+_WORDS = ((8, 2**8), (16, 2**16), (32, 2**31))
+_MOST = 2**31
+_TYPES = {8: np.uint8, 16: np.uint16, 32: np.int32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +48,15 @@ def packing(base: int) -> Packing:
     """The packing that takes the fewest bits.
 
     Args:
-        base: What the numbers are below: 1 to 2**32.
+        base: What the numbers are below: 1 to 2**31.
 
     Raises:
         ValueError: It is out of these bounds.
     """
-    if not 1 <= base <= 2**_MOST_BITS:
-        raise ValueError(f"numbers are below 1 to 2**32, not {base}")
-    found = [
-        Packing(max(base, 2), word, _digits(max(base, 2), word))
-        for word in _WORDS
-        if base <= 2**word
-    ]
+    if not 1 <= base <= _MOST:
+        raise ValueError(f"numbers are below 1 to 2**31, not {base}")
+    base = max(base, 2)
+    found = [Packing(base, word, _digits(base, most)) for word, most in _WORDS if base <= most]
     return min(found, key=lambda each: each.bits)
 
 
@@ -65,8 +64,8 @@ def index_bits(entries: int) -> float:
     """Bits that an index into a table takes in a file.
 
     Args:
-        entries: Entries of the table, 1 to 2**32: 2 take 1 bit, 3 take 1.6, 4 take 2, 6 take
-            2.67, 9 take 3.2, 16 take 4, 40 take 5.33, 84 take 6.4, 256 take 8.
+        entries: Entries of the table, 1 to 2**31: 2 take 1 bit, 3 take 1.6, 4 take 2, 6 take
+            2.67, 9 take 3.2, 16 take 4, 21 take 4.57, 40 take 5.33, 73 take 6.4, 256 take 8.
 
     Raises:
         ValueError: There are none, or too many.
@@ -79,7 +78,7 @@ class Packed:
     """Numbers in words.
 
     Attributes:
-        words: ``[words]``, unsigned integers of 8, 16 or 32 bits.
+        words: ``[words]``, uint8, uint16 or int32.
         packing: How many there are in each; those beyond ``count`` are 0.
         count: How many there are.
     """
@@ -94,10 +93,14 @@ class Packed:
         return self.words.nbytes
 
     def numbers(self) -> Array:
-        """The numbers, int64 ``[count]``."""
-        base, digits = self.packing.base, self.packing.digits
+        """The numbers, uint8 ``[count]`` where words have 8 bits, else int64."""
+        base, digits, word = self.packing.base, self.packing.digits, self.packing.word
         powers = base ** np.arange(digits - 1, -1, -1)
-        found: Array = self.words.astype(np.int64)[:, None] // powers % base
+        if word == 8:
+            table = (np.arange(2**word)[:, None] // powers % base).astype(np.uint8)
+            found: Array = table[self.words]
+        else:
+            found = self.words.astype(np.int64)[:, None] // powers % base
         return found.reshape(-1)[: self.count]
 
 
@@ -111,7 +114,7 @@ def pack(numbers: Array, base: int) -> Packed:
     how = packing(base)
     if how.base == 2:
         return Packed(np.packbits(numbers != 0), how, len(numbers))
-    words = np.zeros(-(-len(numbers) // how.digits), f"u{how.word // 8}")
+    words = np.zeros(-(-len(numbers) // how.digits), _TYPES[how.word])
     for place in range(how.digits):
         digit = numbers[place :: how.digits]
         words *= words.dtype.type(how.base if place else 1)
@@ -119,8 +122,8 @@ def pack(numbers: Array, base: int) -> Packed:
     return Packed(words, how, len(numbers))
 
 
-def _digits(base: int, word: int) -> int:
+def _digits(base: int, most: int) -> int:
     digits = 1
-    while base ** (digits + 1) <= 2**word:
+    while base ** (digits + 1) <= most:
         digits += 1
     return digits

@@ -15,7 +15,7 @@ __all__ = ["distance", "rounded"]
 Array = np.ndarray[Any, Any]
 
 # Numbers of steps, zero in their middle, that fill up what an index of so many bits tells apart.
-_STEPS = (9, 15, 39, 83, 255)
+_STEPS = (9, 15, 39, 73, 255)
 
 
 def rounded(array: Array, tolerance: float) -> Iterator[Array]:

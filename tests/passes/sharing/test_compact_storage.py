@@ -55,23 +55,100 @@ def test_bits() -> None:
         text(weight),
         """
         graph(%x: float[N,4]) {
-          const %code: int32[8] = [128, 64, 32, 16, 8, 4, 2, 1]
-          const %code.1: int32[] = 2
-          const %code.2: int64[1] = [-1]
-          const %code.3: int32[] = 0
-          const %code.5: int64[2] = [4, 8]
-          const %w.mask: uint8[4,1]
+          const %code: int32[] = 0
+          const %code.10: int64[2] = [4, 8]
+          const %code.2: int32[] = 256
+          const %code.3: int32[] = 1
+          const %code.4: int64[2] = [-1, 1]
+          const %code.5: int32[8] = [128, 64, 32, 16, 8, 4, 2, 1]
+          const %code.6: int32[] = 2
+          const %code.7: int64[1] = [-1]
+          const %w.mask: uint8[4]
           const %w.values: float16[19]
-          %cast = Cast(%w.mask) {to=6}
-          %div = Div(%cast, %code)
-          %mod = Mod(%div, %code.1)
-          %reshape = Reshape(%mod, %code.2)
-          %cumsum = CumSum(%reshape, %code.3)
-          %mul = Mul(%cumsum, %reshape)
-          %cast.4 = Cast(%w.values) {to=1}
-          %gather = Gather(%cast.4, %mul) {axis=0}
-          %reshape.6 = Reshape(%gather, %code.5)
-          %y = MatMul(%x, %reshape.6)
+          %range = Range(%code, %code.2, %code.3)
+          %reshape = Reshape(%range, %code.4)
+          %div = Div(%reshape, %code.5)
+          %mod = Mod(%div, %code.6)
+          %cast = Cast(%w.values) {to=1}
+          %cast.1 = Cast(%w.mask) {to=6}
+          %gather = Gather(%mod, %cast.1)
+          %reshape.8 = Reshape(%gather, %code.7)
+          %cumsum = CumSum(%reshape.8, %code)
+          %mul = Mul(%cumsum, %reshape.8)
+          %gather.9 = Gather(%cast, %mul) {axis=0}
+          %reshape.11 = Reshape(%gather.9, %code.10)
+          %y = MatMul(%x, %reshape.11)
+          return %y
+        }
+        """,
+    )
+
+
+def clustered(rows: int = 16, columns: int = 24, *, entries: int = 16) -> Array:
+    rng = np.random.default_rng(0)
+    book = rng.normal(size=entries).astype(np.float32)
+    return book[rng.integers(0, entries, (rows, columns))]
+
+
+def test_book() -> None:
+    check_pass(
+        CompactStorage(least=0),
+        text(clustered()),
+        """
+        graph(%x: float[N,16]) {
+          const %code: int32[] = 0
+          const %code.1: int32[] = 256
+          const %code.2: int32[] = 1
+          const %code.3: int64[2] = [-1, 1]
+          const %code.4: int32[2] = [16, 1]
+          const %code.5: int32[] = 16
+          const %code.7: int64[2] = [16, 24]
+          const %w.book: float[16]
+          const %w.places: uint8[192]
+          %range = Range(%code, %code.1, %code.2)
+          %reshape = Reshape(%range, %code.3)
+          %div = Div(%reshape, %code.4)
+          %mod = Mod(%div, %code.5)
+          %cast = Cast(%w.places) {to=6}
+          %gather = Gather(%w.book, %mod)
+          %gather.6 = Gather(%gather, %cast)
+          %reshape.8 = Reshape(%gather.6, %code.7)
+          %y = MatMul(%x, %reshape.8)
+          return %y
+        }
+        """,
+    )
+
+
+def test_uint4_where_the_opset_has_it() -> None:
+    before = text(clustered(), opset=21).replace("ir_version: 8", "ir_version: 10")
+    check_pass(
+        CompactStorage(least=0),
+        before,
+        """
+        graph(%x: float[N,16]) {
+          const %w.book: float[16]
+          const %w.places: uint4[16,24]
+          %cast = Cast(%w.places) {to=6}
+          %gather = Gather(%w.book, %cast)
+          %y = MatMul(%x, %gather)
+          return %y
+        }
+        """,
+    )
+
+
+def test_what_is_the_same_along_an_axis() -> None:
+    weight = np.repeat(np.arange(1.1, 25, dtype=np.float32)[None], 16, axis=0)
+    check_pass(
+        CompactStorage(least=0),
+        text(weight),
+        """
+        graph(%x: float[N,16]) {
+          const %code: int64[2] = [16, 24]
+          const %w.values: float[1,24]
+          %expand = Expand(%w.values, %code)
+          %y = MatMul(%x, %expand)
           return %y
         }
         """,
