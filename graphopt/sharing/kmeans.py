@@ -18,6 +18,8 @@ _MANY, _BITS = 1 << 18, 20
 _PIECE = 1 << 22
 # Bins per entry, and at most, that points are gathered in before runs of them are chosen.
 _BINS, _MOST = 32, 1536
+# Bins of a run at most, in units of what they would be if all runs were of as many.
+_LONGEST = 16
 
 
 def counted(array: Array, weights: Array | None = None) -> tuple[Array, Array]:
@@ -147,18 +149,25 @@ def _bins(points: Array, weights: Array, bins: int) -> Array:
 def _runs(mass: Array, total: Array, entries: int) -> Array:
     """Bounds of the runs of bins whose means are least wrong, ``[entries + 1]``."""
     n = len(mass)
+    longest = min(n, _LONGEST * n // entries + _LONGEST)
     w, s = (np.concatenate([[0.0], np.cumsum(each)]) for each in (mass, total))
-    inside, sums = w[None, 1:] - w[:-1, None], s[None, 1:] - s[:-1, None]
-    # What a run from a bin to a bin gains over no run at all; none ends before it begins.
-    gain = np.divide(np.square(sums), inside, out=np.zeros((n, n)), where=inside > 0)
-    gain[np.tril_indices(n, -1)] = -np.inf
-    best, back = gain[0], []
+    ends = np.arange(1, n + 1)
+    starts = ends - np.arange(1, longest + 1)[:, None]
+    real = starts >= 0
+    starts = np.maximum(starts, 0)
+    inside, sums = w[ends] - w[starts], s[ends] - s[starts]
+    # What a run of some length that ends somewhere gains over no run at all.
+    gain = np.divide(np.square(sums), inside, out=np.zeros(inside.shape), where=inside > 0)
+    gain[~real] = -np.inf
+    first = np.divide(np.square(s), w, out=np.zeros(n + 1), where=w > 0)
+    first[longest + 1 :] = -np.inf
+    best, back = np.concatenate([[-np.inf], first[1:]]), []
     for _ in range(min(entries, n) - 1):
-        both = np.concatenate([[-np.inf], best[:-1]])[:, None] + gain
-        start = both.argmax(axis=0)
-        best = both[start, np.arange(n)]
-        back.append(start)
+        both = best[starts] + gain
+        length = both.argmax(axis=0)
+        best = np.concatenate([[-np.inf], both[length, ends - 1]])
+        back.append(length)
     bounds = [n]
-    for start in reversed(back):
-        bounds.append(int(start[bounds[-1] - 1]))
+    for length in reversed(back):
+        bounds.append(bounds[-1] - 1 - int(length[bounds[-1] - 1]))
     return np.array([0, *reversed(bounds)])

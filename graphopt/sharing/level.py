@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
 
 from graphopt.storage import index_bits
 
-__all__ = ["Level", "finer"]
+__all__ = ["Level", "interpolated"]
 
 # Bytes that the nodes of a code take, about.
-_NODES = 600
+_NODES = 500
 _HALF = 2
 
 
@@ -42,9 +45,17 @@ class Level:
         return mask + indices + books * self.entries * _HALF + _NODES
 
 
-def finer(error: float, entries: int, more: int) -> float:
-    """The error of more values, from that of fewer: it falls with the square of their number.
+def interpolated(errors: Mapping[int, float], entries: int) -> float:
+    """The error of a number of values, from the errors of others.
 
-    That is so for many values, whatever the distribution (Panter and Dite, 1951).
+    Its logarithm is nearly linear in that of the number; beyond the largest it falls with the
+    square of the number (Panter and Dite, 1951).
+
+    Args:
+        errors: By number of values.
+        entries: Number of values.
     """
-    return error * (entries / more) ** 2
+    known = sorted(errors)
+    logs = np.log([max(errors[each], 1e-300) for each in known])
+    inside = float(np.exp(np.interp(np.log(entries), np.log(known), logs)))
+    return inside * min(known[-1] / entries, 1.0) ** 2

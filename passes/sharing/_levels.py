@@ -17,7 +17,7 @@ from graphopt.reconstruct.layers import layers
 from graphopt.reconstruct.problem import Problem
 from graphopt.reconstruct.rebuild import rebuild
 from graphopt.runtime import Feeds
-from graphopt.sharing.level import Level, finer
+from graphopt.sharing.level import Level, interpolated
 from graphopt.sharing.problems import shared_layer, with_bias
 
 __all__ = ["Choice", "chosen", "uniform"]
@@ -25,9 +25,10 @@ __all__ = ["Choice", "chosen", "uniform"]
 Array = np.ndarray[Any, Any]
 
 # Numbers of values whose places fill bytes well; 0 is floats of 16 bits.
-_ENTRIES = (2, 3, 4, 6, 9, 16, 40, 256, 0)
-# Values up to which errors are computed, and as many as 16-bit floats are as good as.
-_COMPUTED, _AS_MANY = 16, 2048
+_ENTRIES = (2, 3, 4, 5, 6, 7, 9, 11, 16, 23, 40, 84, 256, 0)
+# Numbers of values whose errors are computed; others follow from them. As many as 16-bit floats are
+# as good as.
+_COMPUTED, _AS_MANY = (2, 3, 4, 6, 9, 16), 2048
 # Rows that share a book, where that is left to us; finer books pay where there are few values.
 _BLOCK, _COARSE = 8, 6
 # The level that each constant is tried at alone.
@@ -125,18 +126,18 @@ def _levels(constant: Constant, block: int | None) -> list[Level]:
 
 
 def _curve(levels: Sequence[Level], error: Callable[[Level], float]) -> Array:
-    """The error at each level, computed where there are few values."""
-    found = {level: error(level) for level in levels if 0 < level.entries <= _COMPUTED}
+    """The error at each level, computed at some."""
+    found = {level: error(level) for level in levels if level.entries in _COMPUTED}
+    out = []
     for level in levels:
-        if level not in found:
-            known = found[Level(_COMPUTED, level.block)]
-            found[level] = finer(known, _COMPUTED, level.entries or _AS_MANY)
-    return np.array([found[level] for level in levels])
+        same = {each.entries: e for each, e in found.items() if each.block == level.block}
+        out.append(interpolated(same, level.entries or _AS_MANY))
+    return np.array(out)
 
 
 def _errors(constant: Constant, levels: Sequence[Level]) -> Array:
     """Errors of the numbers themselves."""
-    few = [level for level in levels if 0 < level.entries <= _COMPUTED]
+    few = [level for level in levels if level.entries in _COMPUTED]
     known = dict(zip(few, errors(constant, few), strict=True))
     return _curve(levels, lambda level: float(known[level]))
 

@@ -193,6 +193,6 @@ def _tell(choices: Sequence[Choice], fits: Sequence[Fit], ctx: Context) -> None:
             "bytes_before": constant.tensor.nbytes, "bytes_after": round(each.nbytes),
             "fit": None if fit is None else dataclasses.asdict(fit),
         })  # fmt: skip
-    ctx.details["constants"] = rows
+    ctx.details["shared"] = rows
     size = sum(each.constant.tensor.size for each in choices)
     ctx.remark(f"{size:,} numbers in {len(choices)} constants have few values")
