@@ -49,8 +49,8 @@ class CompactStorage(Pass):
 
     Needs: a target whose models ONNX Runtime optimizes when it loads them.
 
-    Options: least (bytes that have to be saved for a constant to be coded; 1024: the nodes take
-    some hundred), tolerance (norm of what may be lost of a floating-point constant, over that of
+    Options: least (bytes that have to be saved for a constant to be coded, or rounded; 1024: the
+    nodes take some hundred), tolerance (norm of what may be lost of a floating-point constant, over that of
     the constant; 0: nothing; else 16-bit floats and 9 to 255 equal steps are tried, too), skip
     (patterns of names of constants that stay), deflate (report what the constants take after
     compression), dry (only report).
@@ -151,7 +151,7 @@ class CompactStorage(Pass):
         code, lost = encode(array), 0.0
         for near in rounded(array, self.tolerance):
             other = encode(near)
-            if other.nbytes < code.nbytes:
+            if other.nbytes + self.least < code.nbytes:  # a loss has to be worth it, too
                 code, lost = other, distance(array, near)
         if code.nbytes + self.least >= code.plain_nbytes:
             ctx.decline("code", "no code is smaller")
