@@ -23,10 +23,12 @@ class Level:
     Attributes:
         entries: Values of a book; 0 for any floats of 16 bits.
         block: Rows that share a book; 0 for all.
+        unit: Consecutive elements of a row that a place in the book stands for.
     """
 
     entries: int
     block: int = 0
+    unit: int = 1
 
     def nbytes(self, rows: int, columns: int, listed: int | None = None) -> float:
         """Bytes that a matrix takes then, about.
@@ -41,8 +43,8 @@ class Level:
         if not self.entries:
             return mask + count * _HALF + _NODES
         books = rows // self.block if self.block else 1
-        indices = count * index_bits(self.entries) / 8
-        return mask + indices + books * self.entries * _HALF + _NODES
+        places = count / self.unit * index_bits(self.entries) / 8
+        return mask + places + books * self.entries * self.unit * _HALF + _NODES
 
 
 def interpolated(errors: Mapping[int, float], entries: int) -> float:

@@ -29,6 +29,8 @@ _ENTRIES = (2, 3, 4, 5, 6, 7, 9, 11, 16, 23, 40, 84, 256, 0)
 # Numbers of values whose errors are computed; others follow from them. As many as 16-bit floats are
 # as good as.
 _COMPUTED, _AS_MANY = (2, 3, 4, 6, 9, 16), 2048
+# Numbers of vectors.
+_VECTORS = (16, 64, 256)
 # Rows that share a book, where that is left to us; finer books pay where there are few values.
 _BLOCK, _COARSE = 8, 6
 # The level that each constant is tried at alone.
@@ -60,14 +62,24 @@ class Choice:
         return _nbytes(self.constant, self.level)
 
 
-def uniform(found: Sequence[Constant], entries: int, block: int | None) -> list[Choice]:
+def uniform(
+    found: Sequence[Constant], entries: int, block: int | None, vector: int
+) -> list[Choice]:
     """As many values for all."""
-    return [Choice(each, Level(entries, _block(each, block or 0))) for each in found]
+    return [
+        Choice(
+            each,
+            Level(entries, 0, vector)
+            if _vectors(each, vector)
+            else Level(entries, _block(each, block or 0)),
+        )
+        for each in found
+    ]
 
 
 def chosen(
     model: ir.Model, found: Sequence[Constant], batches: Sequence[Feeds], share: float,
-    block: int | None, threads: int,
+    block: int | None, vector: int, threads: int,
 ) -> list[Choice]:  # fmt: skip
     """The levels at which outputs change least for so many bytes.
 
@@ -80,12 +92,13 @@ def chosen(
         batches: Samples; without any, the errors of the numbers themselves are compared.
         share: Share of the model's bytes that may stay.
         block: Rows that share a book, None for what is best.
+        vector: Elements of the vectors that constants may consist of which are not fitted.
         threads: Threads within an operator.
 
     Raises:
         NotApplicable: The bytes are too few.
     """
-    levels = [_levels(each, block) for each in found]
+    levels = [_levels(each, block, vector) for each in found]
     curves, noises = _measured(model, found, levels, batches, threads)
     total = ir.nbytes(model)
     others = total - sum(each.tensor.nbytes for each in found)
@@ -115,29 +128,44 @@ def chosen(
     ]
 
 
-def _levels(constant: Constant, block: int | None) -> list[Level]:
+def _levels(constant: Constant, block: int | None, vector: int) -> list[Level]:
     """What a constant may get."""
     one = _block(constant, block or 0)
     found = [Level(entries, one) for entries in _ENTRIES]
     fine = _block(constant, _BLOCK) if block is None and constant.layer is not None else 0
     if fine and fine < constant.rows:
         found += [Level(entries, fine) for entries in _ENTRIES if 0 < entries <= _COARSE]
+    if _vectors(constant, vector):
+        found += [Level(entries, 0, vector) for entries in _VECTORS]
     return found
+
+
+def _vectors(constant: Constant, vector: int) -> bool:
+    """Whether a constant can consist of few vectors."""
+    fitted = constant.layer is not None or constant.whole or constant.listed is not None
+    return vector > 1 and not fitted and constant.columns % vector == 0
 
 
 def _curve(levels: Sequence[Level], error: Callable[[Level], float]) -> Array:
     """The error at each level, computed at some."""
-    found = {level: error(level) for level in levels if level.entries in _COMPUTED}
+    found = {level: error(level) for level in levels if _computed(level)}
     out = []
     for level in levels:
-        same = {each.entries: e for each, e in found.items() if each.block == level.block}
-        out.append(interpolated(same, level.entries or _AS_MANY))
+        alike = {
+            each.entries: wrong for each, wrong in found.items()
+            if (each.block, each.unit) == (level.block, level.unit)
+        }  # fmt: skip
+        out.append(interpolated(alike, level.entries or _AS_MANY))
     return np.array(out)
+
+
+def _computed(level: Level) -> bool:
+    return level.unit > 1 or level.entries in _COMPUTED
 
 
 def _errors(constant: Constant, levels: Sequence[Level]) -> Array:
     """Errors of the numbers themselves."""
-    few = [level for level in levels if level.entries in _COMPUTED]
+    few = [level for level in levels if _computed(level)]
     known = dict(zip(few, errors(constant, few), strict=True))
     return _curve(levels, lambda level: float(known[level]))
 

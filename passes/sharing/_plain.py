@@ -13,6 +13,7 @@ from graphopt.sharing.books import padded
 from graphopt.sharing.kmeans import centres, counted, gathered, nearest
 from graphopt.sharing.level import Level
 from graphopt.sharing.problems import halved
+from graphopt.sharing.vectors import nearest_vectors, vector_centres
 
 __all__ = ["errors", "tensor_of"]
 
@@ -20,19 +21,24 @@ Array = np.ndarray[Any, Any]
 
 # Numbers that are sorted; of more, neighbours are counted together.
 _FEW = 1 << 18
+# Vectors that books are found from.
+_SAMPLE = 1 << 16
 _HIGHEST = float(np.finfo(np.float16).max)
 
 
 def errors(constant: Constant, levels: Sequence[Level]) -> Array:
     """Squared error of levels of some entries in units of the energy, ``[levels]``."""
-    energy = 0.0
     found = np.zeros(len(levels))
+    for i, level in enumerate(levels):
+        if level.unit > 1:
+            book = _vectors(constant, level)
+            found[i] = sum(_off(units, book) for units in _units(constant, level))
     for block in {level.block for level in levels}:
         energy = 0.0
         for points, weights in _points(constant, block):
             energy += float(weights @ np.square(points))
             for i, level in enumerate(levels):
-                if level.block == block:
+                if level.block == block and level.unit == 1:
                     found[i] += _error(points, weights, constant, level.entries)
     return found / max(energy, 1e-300)
 
@@ -48,6 +54,13 @@ def tensor_of(constant: Constant, level: Level) -> ir.TensorProtocol:
         if constant.whole or _most(before) > _HIGHEST:
             return before
         return _lazy(before, lambda part, _at: part.astype(np.float16).astype(part.dtype), 1)
+    if level.unit > 1:
+        book = _vectors(constant, level)
+        return _lazy(
+            before,
+            lambda part, _at: book[nearest_vectors(part.reshape(-1, level.unit), book)].reshape(-1),
+            level.unit,
+        )
     table = np.stack([
         padded(_book(*each, constant, level.entries), level.entries)
         for each in _points(constant, level.block)
@@ -64,6 +77,22 @@ def tensor_of(constant: Constant, level: Level) -> ir.TensorProtocol:
         return np.where(part == 0, part, out) if listed else out
 
     return _lazy(before, replaced, max(size, 1))
+
+
+def _units(constant: Constant, level: Level) -> Iterator[Array]:
+    return (part.reshape(-1, level.unit) for part in pieces(constant.tensor, level.unit))
+
+
+def _vectors(constant: Constant, level: Level) -> Array:
+    """A book of vectors, found from some that are spread over the constant."""
+    count = constant.tensor.size // level.unit
+    step = -(-count // _SAMPLE)
+    some = np.concatenate([units[::step] for units in _units(constant, level)])
+    return halved(vector_centres(some, level.entries)).astype(constant.tensor.dtype.numpy())
+
+
+def _off(units: Array, book: Array) -> float:
+    return float(np.square(units - book[nearest_vectors(units, book)], dtype=np.float64).sum())
 
 
 def _lazy(before: ir.TensorProtocol, change: Any, multiple: int) -> ir.TensorProtocol:

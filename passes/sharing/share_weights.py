@@ -49,7 +49,9 @@ class ShareWeights(Pass):
     Options: entries (values of a book, 2 to 256; 16), bytes (share of the model's bytes that may
     stay, instead of a number of entries: constants that the outputs depend on less get fewer
     values, measured with each shared alone), blocks (output channels that share a book; 0 for all
-    of a constant; auto: 0, and with bytes what is best), skip (patterns of names of constants, of
+    of a constant; by default 0, and with bytes what is best), vector (elements of the vectors that
+    embeddings and other constants that are not fitted consist of, entries being of vectors then:
+    product quantization; 1), skip (patterns of names of constants, of
     names or outputs of nodes, or operators, that stay), min-weights (smaller constants stay),
     min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
     predictions that may change, in percent), samples (how many to use, at most), threads (of an
@@ -64,7 +66,8 @@ class ShareWeights(Pass):
 
     References: Han et al. (2016), "Deep Compression"; Frantar et al. (2022), "GPTQ"; Egiazarian et
     al. (2024), "Extreme Compression of Large Language Models via Additive Quantization", for
-    refining values and places in turns; He et al. (2017), "Channel Pruning for Accelerating Very
+    refining values and places in turns; Jégou et al. (2011), "Product Quantization for Nearest
+    Neighbor Search"; He et al. (2017), "Channel Pruning for Accelerating Very
     Deep Neural Networks", for fitting layer after layer.
     """
 
@@ -74,6 +77,7 @@ class ShareWeights(Pass):
     entries: int | None = None
     bytes: float | None = None
     blocks: int | None = None
+    vector: int = 1
     skip: tuple[str, ...] = ()
     min_weights: int = 1024
     min_sqnr: float | None = None
@@ -88,7 +92,7 @@ class ShareWeights(Pass):
         Raises:
             ValueError: One is out of bounds, or two exclude each other.
         """
-        for name in ("samples", "threads"):
+        for name in ("samples", "threads", "vector"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
         if self.min_weights < 0:
@@ -122,9 +126,11 @@ class ShareWeights(Pass):
         elif budget != Budget():
             raise NotApplicable("min-sqnr and max-drop need calibration data (--data)")
         if self.bytes is None:
-            choices = uniform(found, entries, self.blocks)
+            choices = uniform(found, entries, self.blocks, self.vector)
         else:
-            choices = chosen(original, found, fit, self.bytes, self.blocks, self.threads)
+            choices = chosen(
+                original, found, fit, self.bytes, self.blocks, self.vector, self.threads
+            )
         changed, fits = _changed(original, choices, fit, self.threads)
         if fit:
             quality = Trial(original, aside or fit).quality(changed)
@@ -189,6 +195,7 @@ def _tell(choices: Sequence[Choice], fits: Sequence[Fit], ctx: Context) -> None:
         fit = None if constant.layer is None else known.get(constant.layer.name)
         rows.append({
             "constant": constant.name, "entries": each.level.entries, "block": each.level.block,
+            "unit": each.level.unit,
             "numbers": constant.tensor.size, "noise": each.noise,
             "bytes_before": constant.tensor.nbytes, "bytes_after": round(each.nbytes),
             "fit": None if fit is None else dataclasses.asdict(fit),

@@ -150,10 +150,9 @@ def test_bytes_give_more_to_what_matters() -> None:
     given["e"] *= 0.001  # hardly matters to the sum
     model = net(given)
     report = run(PLAIN % "bytes=0.6", model).report.passes[0]
-    entries = {row["constant"]: row["entries"] for row in report.details["shared"]}
-    noise = {row["constant"]: row["noise"] for row in report.details["shared"]}
-    assert entries["e"] < entries["v"] / 2
-    assert noise["e"] < noise["v"]
+    rows = {row["constant"]: row for row in report.details["shared"]}
+    assert rows["e"]["bytes_after"] / 640 < 0.8 * rows["v"]["bytes_after"] / 384
+    assert rows["e"]["noise"] < rows["v"]["noise"]
 
 
 def test_bytes_are_kept() -> None:
@@ -214,6 +213,37 @@ def test_zeros_stay_and_entries_go_to_the_others() -> None:
         for name, matrix in before.items():
             assert (after[name][matrix == 0] == 0).all()
             assert len(np.unique(after[name][matrix != 0])) == 4
+
+
+def test_vectors_of_what_is_not_fitted() -> None:
+    result = run(PLAIN % "entries=8 vector=4")
+    found = {name[:1]: ir.array(v) for name, v in result.model.graph.initializers.items()}
+    assert found["e"] is not None
+    assert len(np.unique(found["e"].reshape(-1, 4), axis=0)) == 8
+    assert len(np.unique(layers_of(result.model)["y"])) == 8
+    odd = run(PLAIN % "entries=8 vector=3")
+    assert different(odd.model)["e"] == 8
+    coded = run("share-weights{min-weights=100 entries=8 vector=4}")
+    assert Trial(result.model, batches(2)).noise(coded.model) < 1e-10
+
+
+def test_vectors_where_bytes_are_few() -> None:
+    rng = np.random.default_rng(0)
+    e = rng.normal(size=(2000, 16)).astype(np.float32)
+    e[:, 1::2] = e[:, ::2] + 0.1 * e[:, 1::2]
+    model = ir.parse_text(f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    g (int64[N] ids) => (float[N,16] y) <{declared("e", e)}> {{ y = Gather(e, ids) }}
+    """)
+    data = [{"ids": np.arange(i, 2000, 4)} for i in range(4)]
+    noises = {}
+    for vector in (1, 2):
+        result = run(f"share-weights{{bytes=0.1 vector={vector}}}", model, data)
+        (row,) = result.report.passes[0].details["shared"]
+        assert row["unit"] == vector
+        assert ir.nbytes(result.model) <= 0.1 * ir.nbytes(model)
+        noises[vector] = Trial(model, data).noise(result.model)
+    assert noises[2] < 0.7 * noises[1]
 
 
 def test_integers_stay_integers() -> None:
