@@ -13,14 +13,14 @@ import numpy as np
 from graphopt.sharing.books import Books, Shared, padded
 from graphopt.sharing.kmeans import centres, counted
 
-__all__ = ["fit", "plain"]
+__all__ = ["ROUNDS", "fit", "plain"]
 
 Array = np.ndarray[Any, Any]
 
 # Columns whose errors are passed on to all later columns at once, as one matrix product.
 _BLOCK = 128
 # Rounds of descent, and the share of the error that another one has to gain.
-_ROUNDS, _GAIN = 12, 0.01
+ROUNDS, _GAIN = 12, 0.01
 # Steps towards the best entries for given places.
 _STEPS = 16
 # Share of the mean moment that is added to the diagonal where errors are passed on.
@@ -65,7 +65,7 @@ def fit(
     block: int = 0,
     kept: Array | None = None,
     start: Array | None = None,
-    rounds: int = _ROUNDS,
+    rounds: int = ROUNDS,
 ) -> Shared:
     """Weights of few values that are close to others in a metric.
 

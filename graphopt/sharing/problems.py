@@ -8,7 +8,7 @@ import numpy as np
 
 from graphopt.reconstruct.problem import Problem
 from graphopt.sharing.books import Shared
-from graphopt.sharing.fit import fit
+from graphopt.sharing.fit import ROUNDS, fit
 from graphopt.sharing.level import Level
 
 __all__ = ["ZEROS", "halved", "kept_by", "shared_layer", "with_bias"]
@@ -35,14 +35,20 @@ def halved(weights: Array) -> Array:
     return half if lost <= _LOSS * np.linalg.norm(weights) else weights
 
 
-def shared_layer(problem: Problem, level: Level, rounds: int | None = None) -> Array:
+def shared_layer(
+    problem: Problem, level: Level, rounds: int = ROUNDS, same: Array | None = None
+) -> Array:
     """The best weights of few values, without the bias, ``[groups, columns, outputs]`` float64.
 
     Args:
         problem: The layer's problem.
         level: How many values.
-        rounds: Of descent at most, None for as many as it takes.
+        rounds: Of descent, at most.
+        same: Classes of output channels that get the same weights, ``[outputs]``, counted from 0;
+            of a layer of one group, whose weights then have a book for all.
     """
+    if same is not None:
+        return _of_classes(problem, level, rounds, same)
     layer = problem.layer
     if not level.entries:
         start = layer.matrix()
@@ -66,13 +72,26 @@ def with_bias(problem: Problem, weights: Array) -> Array:
     return out
 
 
-def _fit(problem: Problem, level: Level, rounds: int | None) -> Shared:
+def _of_classes(problem: Problem, level: Level, rounds: int, same: Array) -> Array:
+    """All of a class are one channel, whose best weights are the mean of theirs."""
+    sizes = np.bincount(same)
+    goal = np.zeros((1, len(sizes), problem.layer.columns))
+    np.add.at(goal[0], same, _goal(problem)[0])
+    goal /= sizes[:, None]
+    if not level.entries:
+        values = halved(goal[0])
+    else:
+        found = fit(goal, _metric(problem), level.entries, rounds=rounds)
+        values = Shared(found.places, found.books.having(halved(found.books.table))).values
+    return np.ascontiguousarray(values[same].T[None])
+
+
+def _fit(problem: Problem, level: Level, rounds: int) -> Shared:
     start = problem.layer.matrix()
     kept = kept_by(start.reshape(-1, start.shape[-1]))
-    extra = {} if rounds is None else {"rounds": rounds}
     return fit(
         _goal(problem), _metric(problem), level.entries, level.block, kept,
-        None if kept is None else start, **extra,
+        None if kept is None else start, rounds,
     )  # fmt: skip
 
 

@@ -30,7 +30,6 @@ _QUANTIZED = frozenset({
 _PIECE = 1 << 22
 # Elements of a piece that tell whether it has many values.
 _SAMPLE = 4096
-_WHAT = "share"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +69,7 @@ class Constant:
 
 
 def constants(
-    model: ir.Model, skip: Sequence[str], least: int, entries: int, ctx: Context
+    model: ir.Model, skip: Sequence[str], least: int, entries: int, ctx: Context | None = None
 ) -> list[Constant]:
     """The constants that may get few values; the reasons of others are reported.
 
@@ -79,7 +78,7 @@ def constants(
         skip: Patterns of names of constants, or of operators, names and outputs of nodes.
         least: Numbers that a constant has at least.
         entries: Values that it has more than.
-        ctx: Where reasons go.
+        ctx: Where reasons go, if anywhere.
     """
     fitted = {each.node.inputs[1]: each for each in layers(model) if why_fixed(each) is None}
     found = []
@@ -97,13 +96,10 @@ def constants(
         layer = fitted.get(value)
         if layer is not None and layer.adds is not None:
             nodes.append(layer.adds)
-        named = any(fnmatchcase(value.name or "", pattern) for pattern in skip)
-        if named or any(ir.matches(node, skip) for node in nodes):
-            ctx.decline(_WHAT, "skip names it")
-        elif tensor.size < least:
-            ctx.decline(_WHAT, f"it has fewer than {least} numbers (min-weights)")
-        elif (why := _unlike(tensor, entries)) is not None:
-            ctx.decline(_WHAT, why)
+        why = _why_not(value, nodes, skip, least) or _unlike(tensor, entries)
+        if why is not None:
+            if ctx is not None:
+                ctx.decline("share", why)
         else:
             rows = shape[0] if layer is None else layer.outputs
             zeros = sum(int((part == 0).sum()) for part in pieces(tensor))
@@ -125,6 +121,19 @@ def pieces(tensor: ir.TensorProtocol, multiple: int = 1) -> Iterator[Array]:
     size = max(_PIECE // multiple, 1) * multiple * dtype.itemsize
     for at in range(0, content.nbytes, size):
         yield content.read(at, size).view(dtype)
+
+
+def _why_not(
+    value: ir.Value, nodes: Sequence[ir.Node], skip: Sequence[str], least: int
+) -> str | None:
+    """Why a constant is not asked for."""
+    named = any(fnmatchcase(value.name or "", pattern) for pattern in skip)
+    if named or any(ir.matches(node, skip) for node in nodes):
+        return "skip names it"
+    tensor = ir.const(value)
+    if tensor is not None and tensor.size < least:
+        return f"it has fewer than {least} numbers (min-weights)"
+    return None
 
 
 def _unlike(tensor: ir.TensorProtocol, entries: int) -> str | None:

@@ -50,11 +50,13 @@ class Choice:
         constant: The constant.
         level: How many values.
         noise: What this alone adds to the outputs in units of their energy, as far as known.
+        same: Classes of output channels that get the same weights, or None.
     """
 
     constant: Constant
     level: Level
     noise: float | None = None
+    same: Array | None = None
 
     @property
     def nbytes(self) -> float:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-from graphopt import Context, Exactness, NotApplicable, Pass, Rewriter, ir
+from graphopt import Context, Exactness, NotApplicable, Pass, ir
 from graphopt.calibration import fitting
 from graphopt.measure import Budget, Trial
-from graphopt.passes.sharing._constants import constants
+from graphopt.passes.sharing._constants import Constant, constants
 from graphopt.passes.sharing._levels import Choice, chosen, uniform
-from graphopt.passes.sharing._plain import tensor_of
+from graphopt.passes.sharing._similar import channels, merge
+from graphopt.passes.sharing._write import written
 from graphopt.passes.sharing.compact_storage import at_opset, store
 from graphopt.pruning.batches import check_budget, split
-from graphopt.reconstruct.problem import Problem
-from graphopt.reconstruct.rebuild import Fit, rebuild
+from graphopt.reconstruct.rebuild import Fit
 from graphopt.runtime import Feeds
-from graphopt.sharing.problems import shared_layer, with_bias
+from graphopt.sharing.similar import Distance
 
 __all__ = ["ShareWeights"]
 
-Array = np.ndarray[Any, Any]
+_ENTRIES = 16
+# Distances that are tried, each half of the one before, until a budget is kept.
+_HALVINGS = 3
 
 
 class ShareWeights(Pass):
@@ -51,7 +50,10 @@ class ShareWeights(Pass):
     values, measured with each shared alone), blocks (output channels that share a book; 0 for all
     of a constant; by default 0, and with bytes what is best), vector (elements of the vectors that
     embeddings and other constants that are not fitted consist of, entries being of vectors then:
-    product quantization; 1), skip (patterns of names of constants, of
+    product quantization; 1), similar (distance below which constants of one shape become one, and
+    output channels of a layer alike; with min-sqnr or max-drop half of it and so on where too much
+    is lost; none by default), distance (euclidean: norm of the difference in units of the norm;
+    cosine), skip (patterns of names of constants, of
     names or outputs of nodes, or operators, that stay), min-weights (smaller constants stay),
     min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
     predictions that may change, in percent), samples (how many to use, at most), threads (of an
@@ -78,6 +80,8 @@ class ShareWeights(Pass):
     bytes: float | None = None
     blocks: int | None = None
     vector: int = 1
+    similar: float | None = None
+    distance: Distance = "euclidean"
     skip: tuple[str, ...] = ()
     min_weights: int = 1024
     min_sqnr: float | None = None
@@ -105,6 +109,8 @@ class ShareWeights(Pass):
             raise ValueError(f"entries are 2 to 256 values, not {self.entries}")
         if self.bytes is not None and not 0 < self.bytes < 1:
             raise ValueError(f"bytes is a share of the model's bytes, in (0, 1), not {self.bytes}")
+        if self.similar is not None and not 0 < self.similar < 1:
+            raise ValueError(f"similar is a distance, in (0, 1), not {self.similar}")
         if self.blocks is not None and self.blocks < 0:
             raise ValueError(f"blocks are of 1 or more channels, or 0 for all, not {self.blocks}")
 
@@ -112,9 +118,7 @@ class ShareWeights(Pass):
         """Change a copy, and take it over."""
         original = ir.clone(at_opset(model, ctx) if self.code else model)
         ir.infer_shapes(original)
-        entries = self.entries or (2 if self.bytes is not None else 16)
-        found = constants(original, self.skip, self.min_weights, entries, ctx)
-        if not found:
+        if not self._constants(original, ctx):
             declined = dict.fromkeys(each.partition(": ")[2] for each in ctx.stats.declined)
             reasons = "; ".join(declined) or "none has numbers in two dimensions"
             raise NotApplicable(f"no constant can get few values: {reasons}")
@@ -125,20 +129,18 @@ class ShareWeights(Pass):
             check_budget(budget, aside)
         elif budget != Budget():
             raise NotApplicable("min-sqnr and max-drop need calibration data (--data)")
-        if self.bytes is None:
-            choices = uniform(found, entries, self.blocks, self.vector)
+        trial = Trial(original, aside or fit) if fit else None
+        for most in self._distances(budget):
+            changed, choices, fits, merged = self._made(original, most, fit)
+            quality = None if trial is None else trial.quality(changed)
+            why = None if quality is None or budget == Budget() else budget.obstacle(quality)
+            if why is None:
+                break
         else:
-            choices = chosen(
-                original, found, fit, self.bytes, self.blocks, self.vector, self.threads
-            )
-        changed, fits = _changed(original, choices, fit, self.threads)
-        if fit:
-            quality = Trial(original, aside or fit).quality(changed)
+            ctx.details["missed"] = f"with so few values, {why}"
+            raise NotApplicable(ctx.details["missed"])
+        if quality is not None:
             ctx.details["quality"] = {**quality.to_json(), "aside": bool(aside)}
-            why = None if budget == Budget() else budget.obstacle(quality)
-            if why is not None:
-                ctx.details["missed"] = f"with so few values, {why}"
-                raise NotApplicable(ctx.details["missed"])
             which = "that decided nothing" if aside else "calibrated on"
             ctx.remark(f"{quality} on {quality.samples} samples {which}")
             if (doubt := budget.doubt(quality)) is not None:
@@ -147,6 +149,11 @@ class ShareWeights(Pass):
             ctx.remark("without data (--data) nothing makes up for the errors of few values")
         if not ctx.allow("share-weights"):
             return False
+        if self.similar is not None:
+            ctx.details["merged"] = merged
+            ctx.remark(
+                f"{merged['constants']} constants and {merged['channels']} channels are others'"
+            )
         _tell(choices, fits, ctx)
         if self.code:
             store(changed, ctx)
@@ -154,37 +161,46 @@ class ShareWeights(Pass):
         ctx.stats.applied["share"] += len(choices)
         return True
 
+    def _distances(self, budget: Budget) -> list[float | None]:
+        """Distances below which constants are merged, until a budget is kept."""
+        if self.similar is None:
+            return [None]
+        if budget == Budget():
+            return [self.similar]
+        return [*(self.similar / 2**i for i in range(_HALVINGS)), None]
 
-def _changed(
-    original: ir.Model, choices: Sequence[Choice], batches: Sequence[Feeds], threads: int
-) -> tuple[ir.Model, list[Fit]]:
-    """The model with few values: constants by themselves, then layer after layer."""
-    model = ir.clone(original)
-    rw = Rewriter(model)
-    fitted: dict[str, Choice] = {}
-    for choice in choices:
-        layer = choice.constant.layer
-        if layer is not None and batches:
-            fitted[layer.name] = choice
-            continue
-        value = model.graph.initializers[choice.constant.name]
-        rw.replace(value, rw.const(tensor_of(choice.constant, choice.level), choice.constant.name))
-    rw.remove_initializers()
-    if not fitted:
-        return model, []
+    def _made(
+        self, original: ir.Model, most: float | None, fit: Sequence[Feeds]
+    ) -> tuple[ir.Model, list[Choice], list[Fit], dict[str, int]]:
+        """The model with few values, what each constant got, and what was merged before."""
+        start = original
+        merged = {"constants": 0, "channels": 0}
+        if most is not None:
+            start = ir.clone(original)
+            merged["constants"] = merge(start, self._constants(start), most, self.distance)
+        found = self._constants(start)
+        if self.bytes is None:
+            choices = uniform(found, self.entries or _ENTRIES, self.blocks, self.vector)
+        else:
+            choices = chosen(
+                start, found, fit, self.bytes, self.blocks, self.vector, self.threads
+            )  # fmt: skip
+        if most is not None and fit:
+            choices = [
+                dataclasses.replace(each, same=channels(each.constant, most, self.distance))
+                for each in choices
+            ]
+            merged["channels"] = sum(
+                len(each.same) - 1 - int(each.same.max())
+                for each in choices
+                if each.same is not None
+            )
+        changed, fits = written(original, start, choices, fit, self.threads)
+        return changed, choices, fits, merged
 
-    def change(problem: Problem) -> Array | None:
-        choice = fitted.get(problem.layer.name)
-        if choice is None:
-            return None
-        return with_bias(problem, shared_layer(problem, choice.level))
-
-    fits = rebuild(
-        original, model, batches, change,
-        wanted=lambda layer: layer.name in fitted,
-        only=lambda layer: layer.name in fitted, threads=threads,
-    )  # fmt: skip
-    return model, fits
+    def _constants(self, model: ir.Model, ctx: Context | None = None) -> list[Constant]:
+        least = 2 if self.bytes is not None else self.entries or _ENTRIES
+        return constants(model, self.skip, self.min_weights, least, ctx)
 
 
 def _tell(choices: Sequence[Choice], fits: Sequence[Fit], ctx: Context) -> None:

@@ -246,6 +246,55 @@ def test_vectors_where_bytes_are_few() -> None:
     assert noises[2] < 0.7 * noises[1]
 
 
+def alike(noise: float) -> ir.Model:
+    """Two products of nearly the same weights, whose outputs are nearly the same in pairs."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(12, 16)).astype(np.float32)
+    w[:, 8:] = w[:, :8] + noise * w[:, 8:]
+    v = w + noise * rng.normal(size=w.shape).astype(np.float32)
+    return ir.parse_text(f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[N,12] x) => (float[N,16] y) <{declared("w", w)}, {declared("v", v)}> {{
+        a = MatMul(x, w)
+        b = MatMul(x, v)
+        c = Relu(b)
+        y = Add(a, c)
+    }}
+    """)
+
+
+ROWS = [{"x": np.random.default_rng(i).normal(size=(64, 12)).astype(np.float32)} for i in range(4)]
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_similar_constants_become_one(distance: str) -> None:
+    options = f"similar=0.05 distance={distance}"
+    result = run(PLAIN % options, alike(0.01), ROWS)
+    assert len(result.model.graph.initializers) == 1
+    assert result.report.passes[0].details["merged"] == {"constants": 1, "channels": 0}
+    far = run(PLAIN % options, alike(0.7), ROWS)
+    assert far.report.passes[0].details["merged"] == {"constants": 0, "channels": 0}
+
+
+def test_similar_channels_become_alike() -> None:
+    model = alike(0.01)
+    result = run(PLAIN % "similar=0.05 skip=v", model, ROWS)
+    assert result.report.passes[0].details["merged"] == {"constants": 0, "channels": 8}
+    (w,) = (layer.matrix()[0] for layer in layers(result.model) if layer.node.inputs[1].name != "v")
+    assert len(np.unique(w, axis=0)) == 8
+    np.testing.assert_array_equal(w[:8], w[8:])
+    assert Trial(model, ROWS).noise(result.model) < 0.02
+
+
+def test_less_is_merged_where_too_much_is_lost() -> None:
+    merged = {}
+    for least in (3, 25):
+        options = f"entries=64 similar=0.9 min-sqnr={least}"
+        result = run(PLAIN % options, alike(0.3), ROWS)
+        merged[least] = sum(result.report.passes[0].details["merged"].values())
+    assert merged[3] > merged[25]
+
+
 def test_integers_stay_integers() -> None:
     rng = np.random.default_rng(0)
     w = np.clip(rng.normal(size=(16, 12)) * 40, -128, 127).astype(np.int8)
@@ -317,6 +366,9 @@ def test_nothing_to_share() -> None:
         ("entries=4 bytes=0.1", "entries and bytes both say how many values there are; give one"),
         ("bytes=0", r"bytes is a share of the model's bytes, in \(0, 1\), not 0"),
         ("bytes=1", "bytes is a share of the model's bytes"),
+        ("similar=0", r"similar is a distance, in \(0, 1\), not 0"),
+        ("distance=near", "option 'distance' wants one of euclidean, cosine, not near"),
+        ("vector=0", "vector has to be 1 or more, not 0"),
         ("blocks=-1", "blocks are of 1 or more channels, or 0 for all, not -1"),
         ("max-drop=-1", r"max-drop is a share in percent, in \[0, 100\], not -1"),
         ("samples=0", "samples has to be 1 or more, not 0"),
