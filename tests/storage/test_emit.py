@@ -76,7 +76,7 @@ def coded(model: ir.Model, code: Code) -> ir.Model:
 FORMATS = {11: 6, 13: 7, 17: 8, 21: 10, 25: 13}
 
 
-@pytest.mark.parametrize("opset", FORMATS)
+@pytest.mark.parametrize("opset", [11, 25])
 @pytest.mark.parametrize("kind", all_kinds())
 def test_decoded_bit_by_bit(opset: int, kind: str) -> None:
     array = all_kinds()[kind]
@@ -100,7 +100,7 @@ def folded(model: ir.Model, path: Path, channels: int) -> tuple[Counter[str], Ar
     return Counter(n.op_type for n in onnx.load(path).graph.node), seen
 
 
-@pytest.mark.parametrize("opset", FORMATS)
+@pytest.mark.parametrize("opset", [13, 25])
 @pytest.mark.parametrize("kind", all_kinds())
 def test_onnx_runtime_decodes_at_load(kind: str, opset: int, tmp_path: Path) -> None:
     array = all_kinds()[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt import Exactness, PassManager, ir, parse
+from graphopt import Context, Exactness, PassManager, ir, parse, targets
 from graphopt.errors import PipelineSyntaxError
 from graphopt.passes.sharing import CompactStorage
 from graphopt.testing import check_pass
@@ -135,6 +136,24 @@ def test_codes_are_not_coded_again() -> None:
     weight[np.random.default_rng(2).random(weight.shape) < 0.5] = 0
     once = run(CompactStorage(), product(w=weight, v=few(128, 64, entries=300)))
     check_pass(CompactStorage(), once.model, None, numbers=False)
+
+
+def test_one_constant_in_memory_at_a_time(tmp_path: Path) -> None:
+    many, each = 24, few(512, 512)
+    whole = product(**{f"w{i}": np.roll(each, i) for i in range(many)})
+    onnx.save(
+        onnx.load_from_string(ir.to_bytes(whole)), tmp_path / "large.onnx",
+        save_as_external_data=True, location="large.data", size_threshold=0,
+    )  # fmt: skip
+    model = ir.load(tmp_path / "large.onnx")
+    tracemalloc.start()
+    try:
+        assert CompactStorage().run(model, Context(model, targets.get("cpu")))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert ir.nbytes(model) < 0.13 * many * each.nbytes
+    assert peak < (0.13 * many + 5) * each.nbytes
 
 
 def integer_model(kind: str, weight: Array) -> ir.Model:
