@@ -288,11 +288,14 @@ def test_similar_channels_become_alike() -> None:
 
 def test_less_is_merged_where_too_much_is_lost() -> None:
     merged = {}
-    for least in (3, 25):
+    for least in (3, 25, 40):
         options = f"entries=64 similar=0.9 min-sqnr={least}"
-        result = run(PLAIN % options, alike(0.3), ROWS)
-        merged[least] = sum(result.report.passes[0].details["merged"].values())
-    assert merged[3] > merged[25]
+        report = run(PLAIN % options, alike(0.3), ROWS).report.passes[0]
+        assert report.details["quality"]["sqnr_db"] >= least
+        merged[least] = report.details["merged"]
+    assert merged[3]["constants"] == 1
+    assert merged[25] == {"constants": 0, "channels": 1}
+    assert merged[40] == {"constants": 0, "channels": 0}
 
 
 def test_integers_stay_integers() -> None:
