@@ -170,8 +170,10 @@ def _minilm(folder: Path) -> Task:
 # --- making and judging forms --------------------------------------------------------------------
 
 
-def optimize(task: Task, output: Path, passes: str, target: str) -> tuple[Child, dict[str, Any]]:
-    """Run ``graphopt optimize`` in a process of its own.
+def optimize(
+    task: Task, output: Path, passes: str, target: str, *, blind: bool = False
+) -> tuple[Child, dict[str, Any]]:
+    """Run ``graphopt optimize`` in a process of its own, without samples where it is blind.
 
     Returns:
         How it went, and its JSON report; an empty one where it failed.
@@ -179,8 +181,9 @@ def optimize(task: Task, output: Path, passes: str, target: str) -> tuple[Child,
     report = output.with_suffix(".json")
     command: list[str | Path] = [
         "optimize", task.model, "-o", output, "--passes", passes, "--target", target,
-        "--data", task.data, "--json", report,
+        "--json", report,
     ]  # fmt: skip
+    command += [] if blind else ["--data", task.data]
     child = run_child(graphopt_cli(*command), timeout=TIMEOUT)
     if child.code or not report.exists():
         return child, {}

@@ -25,12 +25,12 @@ __all__ = ["Choice", "chosen", "uniform"]
 Array = np.ndarray[Any, Any]
 
 # Numbers of values whose places fill bytes well; 0 is floats of 16 bits.
-_ENTRIES = (2, 3, 4, 5, 6, 7, 9, 11, 16, 23, 40, 84, 256, 0)
+_ENTRIES = (2, 3, 4, 5, 6, 7, 9, 10, 16, 21, 40, 73, 256, 0)
 # Numbers of values whose errors are computed; others follow from them. As many as 16-bit floats are
 # as good as.
 _COMPUTED, _AS_MANY = (2, 3, 4, 6, 9, 16), 2048
 # Numbers of vectors.
-_VECTORS = (16, 64, 256)
+_VECTORS = (16, 40, 73, 256)
 # Rows that share a book, where that is left to us; finer books pay where there are few values.
 _BLOCK, _COARSE = 8, 6
 # The level that each constant is tried at alone.
