@@ -31,10 +31,10 @@ FORMS: dict[str, dict[str, str]] = {
         "4 values per 4 channels": "O2,share-weights{entries=4 blocks=4}",
         TINY: "O2,share-weights{bytes=0.1}",
         "0.08 of the bytes": "O2,share-weights{bytes=0.08}",
-        "30 % zeros, 0.1 of the bytes": (
+        "30 % zeros and 0.1 of the bytes": (
             "O2,sparsify{ratio=0.3 code=false},share-weights{bytes=0.1}"
         ),
-        "50 % zeros, 16 values": "O2,sparsify{code=false},share-weights{entries=16}",
+        "50 % zeros and 16 values": "O2,sparsify{code=false},share-weights{entries=16}",
     },
     "minilm_l6": {
         PLAIN: "O2",
@@ -42,7 +42,7 @@ FORMS: dict[str, dict[str, str]] = {
         "16 values by k-means": "O2,share-weights{entries=16}",
         SMALL: "O2,share-weights{bytes=0.16}",
         "0.12 of the bytes": "O2,share-weights{bytes=0.12}",
-        "0.12 of the bytes, vectors of 2": "O2,share-weights{bytes=0.12 vector=2}",
+        "0.12 of the bytes in vectors of 2": "O2,share-weights{bytes=0.12 vector=2}",
     },
 }
 # Forms that get no samples.
