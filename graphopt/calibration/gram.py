@@ -25,12 +25,18 @@ _Float64 = np.ndarray[Any, np.dtype[np.float64]]
 class Patches:
     """How a convolution cuts its input ``[samples, channels, *spatial]`` into what it multiplies.
 
+    A transposed one moves over its input with zeros put between the elements, its kernel reversed
+    (Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016).
+
     Attributes:
         kernel: Size of the kernel along each spatial axis.
         strides: Steps between positions.
-        pads: Zeros before each spatial axis, then those behind each, as ONNX orders them.
+        pads: Zeros before each spatial axis, then those behind each, as ONNX orders them; fewer
+            than none cut elements off.
         dilations: Distances between elements of the kernel.
         groups: Number of groups of channels.
+        stretch: Distances of elements of the input, zeros between them, if the convolution is
+            transposed; otherwise nothing.
     """
 
     kernel: tuple[int, ...]
@@ -38,22 +44,25 @@ class Patches:
     pads: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     groups: int = 1
+    stretch: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
         """The fields as text, which :meth:`parse` reads."""
         return ";".join(
             ",".join(map(str, part))
-            for part in (self.kernel, self.strides, self.pads, self.dilations, (self.groups,))
-        )
+            for part in (
+                self.kernel, self.strides, self.pads, self.dilations, (self.groups,), self.stretch,
+            )
+        )  # fmt: skip
 
     @classmethod
     def parse(cls, text: str) -> Patches:
         """Read what :attr:`text` is."""
-        kernel, strides, pads, dilations, (groups,) = (
+        kernel, strides, pads, dilations, (groups,), between = (
             tuple(int(n) for n in part.split(",") if n) for part in text.split(";")
         )
-        return cls(kernel, strides, pads, dilations, groups)
+        return cls(kernel, strides, pads, dilations, groups, between)
 
     def cut(self, array: Array, rows: int) -> Array:
         """The patches of a batch, ``[positions, groups, channels of a group * kernel elements]``.
@@ -72,20 +81,39 @@ class Patches:
                 f"{self.groups} groups does not fit"
             )
         strides, dilations = self.strides or (1,) * n, self.dilations or (1,) * n
-        pads = self.pads or (0,) * (2 * n)
-        padded = np.pad(array, [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)])
+        padded = self._padded(array)
         spans = tuple((k - 1) * d + 1 for k, d in zip(self.kernel, dilations, strict=True))
         if any(have < span for have, span in zip(padded.shape[2:], spans, strict=True)):
             raise CalibrationError(f"has shape {list(array.shape)}, smaller than the kernel")
         axes = tuple(range(2, n + 2))
         windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
-        steps = [slice(None, None, step) for step in (*strides, *dilations)]
-        windows = windows[(slice(None), slice(None), *steps)]
+        turn = -1 if self.stretch else 1
+        steps = [*strides, *(turn * step for step in dilations)]
+        windows = windows[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
         windows = np.moveaxis(windows, 1, n + 1)  # samples, positions, channels, kernel
         picked = np.unravel_index(
             spread(math.prod(windows.shape[: n + 1]), rows), windows.shape[: n + 1]
         )
         return np.asarray(windows[picked]).reshape(len(picked[0]), self.groups, -1)
+
+    def _padded(self, array: Array) -> Array:
+        """The input with zeros around its elements and between them."""
+        n = len(self.kernel)
+        pads, steps = self.pads or (0,) * (2 * n), self.stretch or (1,) * n
+        sizes, targets, sources = [], [slice(None)] * 2, [slice(None)] * 2
+        for length, step, before, behind in zip(
+            array.shape[2:], steps, pads[:n], pads[n:], strict=True
+        ):
+            size = max((length - 1) * step + 1 + before + behind, 0)
+            # Element i comes to lie at before + i * step, if that is inside.
+            first = max(-(before // step), 0)
+            last = max(min(length, -((before - size) // step)), first)
+            sizes.append(size)
+            targets.append(slice(before + first * step, before + last * step, step))
+            sources.append(slice(first, last))
+        padded = np.zeros((*array.shape[:2], *sizes), array.dtype)
+        padded[tuple(targets)] = array[tuple(sources)]
+        return padded
 
 
 class Gram(Observer):

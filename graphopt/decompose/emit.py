@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphopt import ir
-from graphopt.decompose.forms import Form, shapes, sizes
+from graphopt.decompose.forms import Form, shapes, split_axis
 from graphopt.reconstruct import Layer
 from graphopt.rewrite import Rewriter
 
@@ -52,7 +52,7 @@ def emit(rw: Rewriter, layer: Layer, form: Form, factors: Sequence[Array]) -> No
 def _products(rw: Rewriter, layer: Layer, name: str, factors: Sequence[Array]) -> None:
     """Two matrix products; the second is the layer's own node, which knows where its bias is."""
     first, second = (f.reshape(-1, f.shape[-1]) for f in factors)
-    inner = rw.op(layer.node.op_type, layer.input, rw.const(first, f"{name}.in"))
+    inner = rw.op("MatMul", layer.input, rw.const(first, f"{name}.in"))
     rw.set_input(layer.node, 0, inner)
     alpha = ir.attr(layer.node, "alpha", 1.0) if layer.node.op_type == "Gemm" else 1.0
     last = second / np.float32(alpha)
@@ -67,29 +67,27 @@ class _Convolutions:
     name: str
 
     def parts(self, form: Form, factors: Sequence[Array]) -> ir.Value:
-        layer, groups = self.layer, self.layer.groups
-        assert layer.patches is not None
-        c, o, _ = sizes(layer)
-        kernel = layer.patches.kernel
+        assert self.layer.patches is not None
+        value, kernel = self.layer.input, self.layer.patches.kernel
         axes = tuple(range(len(kernel)))
-        value = layer.input
         if form.kind == "depthwise":
             return self._depthwise(form, factors)
         if form.kind == "spatial":
-            first, rest = factors
-            inner = first.transpose(0, 3, 1, 2).reshape(-1, c, kernel[0], *(1 for _ in axes[1:]))
-            outer = rest.transpose(0, 3, 1, 2).reshape(groups * o, -1, 1, *kernel[1:])
-            value = self._conv(value, inner, "first", axes[:1])
-            return self._conv(value, outer, "rest", axes[1:], last=True)
+            first, rest = (f.transpose(0, 3, 1, 2) for f in factors)
+            at = split_axis(kernel)
+            before, behind = kernel[:at], kernel[at:]
+            inner = first.reshape(*first.shape[:3], *before, *(1 for _ in behind))
+            outer = rest.reshape(*rest.shape[:3], *(1 for _ in before), *behind)
+            value = self._conv(value, inner, "first", axes[:at])
+            return self._conv(value, outer, "rest", axes[at:], last=True)
         if form.kind in ("input", "tucker"):
             value = self._conv(value, self._ones(factors[0].transpose(0, 2, 1)), "in", ())
-        core = factors[0] if form.kind == "output" else factors[1]
-        laid = core.transpose(0, 3, 1, 2).reshape(-1, core.shape[1], *kernel)
+        core = (factors[0] if form.kind == "output" else factors[1]).transpose(0, 3, 1, 2)
+        laid = core.reshape(*core.shape[:3], *kernel)
         value = self._conv(value, laid, "core", axes, last=form.kind == "input")
         if form.kind == "input":
             return value
-        out = self._ones(factors[-1].transpose(0, 2, 1))
-        return self._conv(value, out, "out", (), last=True)
+        return self._conv(value, self._ones(factors[-1].transpose(0, 2, 1)), "out", (), last=True)
 
     def _depthwise(self, form: Form, factors: Sequence[Array]) -> ir.Value:
         layer = self.layer
@@ -102,8 +100,8 @@ class _Convolutions:
         kernels, points = kernels / length, points * length
         terms: list[ir.Value] = []
         for t in range(form.ranks[0]):
-            flat = kernels[:, t].reshape(-1, 1, *layer.patches.kernel)
-            terms.append(self._conv(layer.input, flat, f"depth{t}", axes, groups=len(flat)))
+            single = kernels[:, t].reshape(-1, 1, 1, *layer.patches.kernel)
+            terms.append(self._conv(layer.input, single, f"depth{t}", axes))
         if form.joined:
             whole = points[0].transpose(2, 0, 1).reshape(points.shape[3], -1)[None]
             joined = self.rw.op("Concat", *terms, axis=1)
@@ -119,8 +117,7 @@ class _Convolutions:
     def _ones(self, weights: Array) -> Array:
         """``[groups, outputs, inputs]`` as kernels of one element."""
         assert self.layer.patches is not None
-        flat = weights.reshape(-1, weights.shape[-1])
-        return flat.reshape(*flat.shape, *(1 for _ in self.layer.patches.kernel))
+        return weights.reshape(*weights.shape, *(1 for _ in self.layer.patches.kernel))
 
     def _conv(
         self,
@@ -129,23 +126,39 @@ class _Convolutions:
         part: str,
         axes: Sequence[int],
         *,
-        groups: int | None = None,
         last: bool = False,
     ) -> ir.Value:
-        """A convolution that moves along some axes as the layer does, along others by ones."""
-        patches, node = self.layer.patches, self.layer.node
+        """A convolution that moves along some axes as the layer does, along others by ones.
+
+        Args:
+            value: What it reads.
+            weights: Of each group, ``[groups, outputs, inputs, *kernel]``.
+            part: What it is called.
+            axes: The axes.
+            last: Whether it adds the bias.
+        """
+        node, patches = self.layer.node, self.layer.patches
         assert patches is not None
         n = len(patches.kernel)
-        pads = patches.pads or (0,) * 2 * n
+        strides, pads, more = patches.strides, patches.pads, None
 
         def along(values: Sequence[int], other: int) -> list[int]:
-            return [v if i in axes else other for i, v in enumerate(values or (1,) * n)]
+            return [v if i in axes else other for i, v in enumerate(values or (other,) * n)]
 
-        weight = self.rw.const(np.ascontiguousarray(weights), f"{self.name}.{part}")
+        transposed = self.layer.transposed and bool(axes)
+        if transposed:
+            # What it cuts off, which is not what its input is padded by.
+            valid = ir.attr(node, "auto_pad", "NOTSET") == "VALID"
+            strides, pads = patches.stretch, () if valid else tuple(ir.attr(node, "pads", ()))
+            more = along(tuple(ir.attr(node, "output_padding", ())), 0)
+            weights = weights.swapaxes(1, 2)
+        pads = pads or (0,) * 2 * n
+        laid = np.ascontiguousarray(weights.reshape(-1, *weights.shape[2:]))
         bias = node.inputs[2] if last and len(node.inputs) > 2 else None
         return self.rw.op(
-            "Conv", value, weight, bias,
-            kernel_shape=list(weights.shape[2:]), strides=along(patches.strides, 1),
-            pads=along(pads[:n], 0) + along(pads[n:], 0),
-            dilations=along(patches.dilations, 1), group=groups or self.layer.groups,
+            "ConvTranspose" if transposed else "Conv",
+            value, self.rw.const(laid, f"{self.name}.{part}"), bias,
+            kernel_shape=list(laid.shape[2:]), strides=along(strides, 1),
+            pads=along(pads[:n], 0) + along(pads[n:], 0), dilations=along(patches.dilations, 1),
+            group=len(weights), output_padding=more,
         )  # fmt: skip

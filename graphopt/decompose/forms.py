@@ -101,8 +101,14 @@ def halves(layer: Layer) -> tuple[int, int]:
     """Elements of a kernel along its first axis, and along the others."""
     if layer.patches is None:
         return 1, 1
-    first, *rest = layer.patches.kernel
-    return first, math.prod(rest)
+    kernel = layer.patches.kernel
+    at = split_axis(kernel)
+    return math.prod(kernel[:at]), math.prod(kernel[at:])
+
+
+def split_axis(kernel: Sequence[int]) -> int:
+    """The number of axes of a kernel up to the first that it has several elements along."""
+    return next((i for i, n in enumerate(kernel, 1) if n > 1), len(kernel))
 
 
 def _equal_part(c: int, o: int, k: int, share: float) -> float:

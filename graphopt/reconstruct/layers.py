@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """A Conv, Gemm or MatMul whose weight is constant.
+    """A Conv, ConvTranspose, Gemm or MatMul whose weight is constant.
 
     As a matrix its weight is ``[groups, outputs of a group, columns]``; a convolution has a column
     for each element of its kernel and input channel of a group, channels outermost.
@@ -59,6 +59,11 @@ class Layer:
         return 1 if self.patches is None else math.prod(self.patches.kernel)
 
     @property
+    def transposed(self) -> bool:
+        """Whether it is a ConvTranspose, whose weight is ``[inputs, outputs of a group, ...]``."""
+        return self.patches is not None and bool(self.patches.stretch)
+
+    @property
     def takes_bias(self) -> bool:
         """Whether it has a bias, or can be given one."""
         return self.node.op_type != "MatMul" or self.adds is not None
@@ -68,6 +73,9 @@ class Layer:
         weight = ir.array(self.node.inputs[1])
         assert weight is not None
         wide = np.asarray(weight, np.float64) * self._scale("alpha")
+        if self.transposed:
+            blocks = wide.reshape(self.groups, -1, wide.shape[1], self.kernel)
+            return blocks.transpose(0, 2, 1, 3).reshape(self.groups, wide.shape[1], -1)
         rows = wide.T if self.turned else wide.reshape(len(wide), -1)
         return rows.reshape(self.groups, len(rows) // self.groups, -1)
 
@@ -87,6 +95,8 @@ class Layer:
         """Number of output channels."""
         shape = ir.static_shape(self.node.inputs[1])
         assert shape is not None
+        if self.transposed:
+            return shape[1] * self.groups
         return shape[-1] if self.turned else shape[0]
 
     @property
@@ -94,6 +104,8 @@ class Layer:
         """Columns of the weight of a group."""
         shape = ir.static_shape(self.node.inputs[1])
         assert shape is not None
+        if self.transposed:
+            return shape[0] // self.groups * self.kernel
         return shape[0] if self.turned else math.prod(shape[1:])
 
     def write(self, rw: Rewriter, matrix: Array, bias: Array | None) -> None:
@@ -103,6 +115,9 @@ class Layer:
         assert value is not None
         assert old is not None
         rows = matrix.reshape(-1, matrix.shape[-1]) / self._scale("alpha")
+        if self.transposed:
+            blocks = rows.reshape(self.groups, old.shape[1], -1, self.kernel)
+            rows = blocks.transpose(0, 2, 1, 3)
         new = (rows.T if self.turned else rows.reshape(old.shape)).astype(old.dtype)
         rw.set_input(self.node, 1, rw.const(np.ascontiguousarray(new), value.name or "weight"))
         if bias is None or not self.takes_bias:
@@ -140,7 +155,7 @@ def layers(model: ir.Model) -> Iterator[Layer]:
 
 
 def _layer(node: ir.Node) -> Layer | None:
-    if node.domain or node.op_type not in ("Conv", "Gemm", "MatMul"):
+    if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return None
     weight = node.inputs[1]
     shape = ir.static_shape(weight)
@@ -152,8 +167,8 @@ def _layer(node: ir.Node) -> Layer | None:
     if any(ir.const(v) is None for v in node.inputs[2:] if v is not None):
         return None
     output = node.outputs[0]
-    if node.op_type == "Conv":
-        patches = _patches(node, shape)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        patches = (_patches if node.op_type == "Conv" else _transposed)(node, shape)
         if patches is None:
             return None
         return Layer(node, None, output, patches, patches.groups, turned=False)
@@ -211,3 +226,20 @@ def _patches(node: ir.Node, shape: tuple[int, ...]) -> Patches | None:
         large = [t - h for t, h in zip(totals, small, strict=True)]
         pads = tuple((*small, *large) if mode == "SAME_UPPER" else (*large, *small))
     return Patches(kernel, strides, pads, dilations, int(ir.attr(node, "group", 1)))
+
+
+def _transposed(node: ir.Node, shape: tuple[int, ...]) -> Patches | None:
+    """How a ConvTranspose cuts its input, if that does not depend on its size."""
+    kernel = tuple(shape[2:])
+    n, mode = len(kernel), ir.attr(node, "auto_pad", "NOTSET")
+    if mode not in ("NOTSET", "VALID") or ir.attr(node, "output_shape", ()):
+        return None
+    strides = tuple(ir.attr(node, "strides", ()) or (1,) * n)
+    dilations = tuple(ir.attr(node, "dilations", ()) or (1,) * n)
+    more = tuple(ir.attr(node, "output_padding", ()) or (0,) * n)
+    cut = tuple(ir.attr(node, "pads", ()) or (0,) * 2 * n) if mode == "NOTSET" else (0,) * 2 * n
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    before = [r - c for r, c in zip(reach, cut[:n], strict=True)]
+    behind = [r - c + m for r, c, m in zip(reach, cut[n:], more, strict=True)]
+    groups = int(ir.attr(node, "group", 1))
+    return Patches(kernel, (1,) * n, (*before, *behind), dilations, groups, strides)

@@ -46,6 +46,30 @@ LAYERS: dict[str, tuple[str, str, tuple[int, ...], dict[str, Any]]] = {
     "same-dynamic": (
         'y = Conv<auto_pad = "SAME_LOWER">(x, w)', "N,2,H,W", (1, 2, 5, 6), {"w": (3, 2, 2, 3)},
     ),
+    "transposed-1d": (
+        "y = ConvTranspose<strides = [3], output_padding = [2]>(x, w, b)",
+        "N,3,5", (2, 3, 5), {"w": (3, 4, 2), "b": (4,)},
+    ),
+    "transposed-2d": (
+        "y = ConvTranspose<strides = [2, 1], pads = [1, 0, 0, 2], dilations = [1, 2]>(x, w)",
+        "N,3,4,5", (2, 3, 4, 5), {"w": (3, 4, 3, 2)},
+    ),
+    "transposed-3d": (
+        "y = ConvTranspose<strides = [2, 2, 1]>(x, w, b)",
+        "N,2,2,3,3", (1, 2, 2, 3, 3), {"w": (2, 3, 2, 1, 2), "b": (3,)},
+    ),
+    "transposed-grouped": (
+        "y = ConvTranspose<group = 2, strides = [2, 2]>(x, w, b)",
+        "N,4,5,5", (2, 4, 5, 5), {"w": (4, 3, 3, 3), "b": (6,)},
+    ),
+    "transposed-cut": (  # more is cut off than the kernel reaches
+        "y = ConvTranspose<strides = [2], pads = [3, 4]>(x, w)",
+        "N,2,9", (2, 2, 9), {"w": (2, 3, 2)},
+    ),
+    "transposed-valid": (
+        'y = ConvTranspose<auto_pad = "VALID", strides = [2, 2]>(x, w)',
+        "N,2,3,4", (1, 2, 3, 4), {"w": (2, 3, 3, 2)},
+    ),
     "gemm": ("y = Gemm(x, w, b)", "N,5", (4, 5), {"w": (5, 3), "b": (3,)}),
     "gemm-turned": ("y = Gemm<transB = 1>(x, w, b)", "N,5", (4, 5), {"w": (3, 5), "b": (1, 3)}),
     "gemm-no-bias": ("y = Gemm(x, w)", "N,5", (4, 5), {"w": (5, 3)}),
@@ -201,7 +225,8 @@ y = If(c) <
         ("y = Gemm(x, w, b)", "4,3", {"w": (3, 3), "b": (4, 3)}),
         ("b = Relu(c) y = Gemm(x, w, b)", "N,3", {"w": (3, 3), "c": (3,)}),
         ('y = Conv<auto_pad = "SAME_UPPER", strides = [2]>(x, w)', "N,2,L", {"w": (3, 2, 3)}),
-        ("y = ConvTranspose(x, w)", "N,2,6,6", {"w": (2, 3, 3, 3)}),
+        ('y = ConvTranspose<auto_pad = "SAME_UPPER">(x, w)', "N,2,6", {"w": (2, 3, 3)}),
+        ("y = ConvTranspose<output_shape = [8]>(x, w)", "N,2,6", {"w": (2, 3, 3)}),
         (BRANCH, "N,3", {"w": (3, 3), "k": ()}),
     ],
 )  # fmt: skip
@@ -252,6 +277,39 @@ def test_convolutions_of_any_kind(data: st.DataObject) -> None:
         f"y = Conv<{attributes}>(x, w, b)",
         ",".join(map(str, (2, channels, *sides))),
         w=normal(groups * out, part, *kernel),
+        b=normal(groups * out, seed=1),
+    )
+    x = normal(2, channels, *sides, seed=2)
+    layer = only(model)
+    np.testing.assert_allclose(
+        as_rows(layer, run(model, x)), product(layer, x), rtol=1e-3, atol=1e-4
+    )
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_transposed_convolutions_of_any_kind(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 3))
+    groups, part, out = (data.draw(st.integers(1, 3)) for _ in range(3))
+    kernel, strides, dilations, sides = (
+        data.draw(st.lists(st.integers(1, most), min_size=n, max_size=n)) for most in (3, 3, 2, 4)
+    )
+    more = [data.draw(st.integers(0, s - 1)) for s in strides]  # ONNX Runtime takes no more
+    sizes = [
+        (side - 1) * s + (k - 1) * d + 1
+        for side, s, k, d in zip(sides, strides, kernel, dilations, strict=True)
+    ]
+    before = [data.draw(st.integers(0, min(size - 1, 3))) for size in sizes]
+    behind = [
+        data.draw(st.integers(0, min(size - 1 - b, 3)))
+        for size, b in zip(sizes, before, strict=True)
+    ]
+    channels = groups * part
+    model = network(
+        f"y = ConvTranspose<group = {groups}, strides = {strides}, dilations = {dilations}, "
+        f"pads = {before + behind}, output_padding = {more}>(x, w, b)",
+        ",".join(map(str, (2, channels, *sides))),
+        w=normal(channels, out, *kernel),
         b=normal(groups * out, seed=1),
     )
     x = normal(2, channels, *sides, seed=2)
