@@ -178,6 +178,8 @@ def _reference(constant: Constant, levels: Sequence[Level]) -> Level:
 
 def _block(constant: Constant, block: int) -> int:
     """Rows that share a book, such that all books have as many."""
+    if constant.layer is not None and constant.layer.transposed:
+        return 0  # its outputs do not lie one after the other, as codes want them
     return block if block and constant.rows % block == 0 else 0
 
 

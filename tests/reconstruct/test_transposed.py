@@ -104,3 +104,14 @@ def test_zeros_are_where_they_were_asked_for() -> None:
     found = PassManager(text, data=batches("grouped")).run(net("grouped")).model
     (matrix,) = (layer.matrix() for layer in layers(found) if layer.name == "c")
     assert float((matrix == 0).mean()) == 0.5
+
+
+def test_all_of_a_transposed_convolution_shares_a_book() -> None:
+    """Codes have books for consecutive rows, which are not its outputs."""
+    text = "share-weights{entries=4 blocks=2 code=false min-weights=32}"
+    result = PassManager(text, data=batches("2d")).run(net("2d"))
+    rows = result.report.passes[0].details["shared"]
+    (row,) = (each for each in rows if each["constant"] == "w")
+    assert row["block"] == 0
+    (matrix,) = (layer.matrix() for layer in layers(result.model) if layer.name == "c")
+    assert len(np.unique(matrix)) == 4
