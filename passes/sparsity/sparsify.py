@@ -34,14 +34,14 @@ _OTHERS = 0.1
 class Sparsify(Pass):
     """Make weights zero, let the others make up for it, and store what is left in fewer bytes.
 
-    What it does: runs the samples through the model. Of the weights of each Conv, Gemm and MatMul
-    those are made zero whose loss the others can make up for best, judged by the second moments of
-    what the layer reads (Optimal Brain Surgeon), and the others become what least squares gives.
-    Layers are fitted one after the other, from what the layers before it compute with their zeros
-    to what the original computed. Layers that the outputs depend on less get more zeros: what zeros
-    in one layer do to the outputs is measured. The weights are stored as 16-bit floats with a bit
-    per zero (compact-storage), which ONNX Runtime decodes when it loads the model. The file becomes
-    smaller; the model does not become faster.
+    What it does: runs the samples through the model. Of the weights of each Conv, ConvTranspose,
+    Gemm and MatMul those are made zero whose loss the others can make up for best, judged by the
+    second moments of what the layer reads (Optimal Brain Surgeon), and the others become what least
+    squares gives. Layers are fitted one after the other, from what the layers before it compute
+    with their zeros to what the original computed. Layers that the outputs depend on less get more
+    zeros: what zeros in one layer do to the outputs is measured. The weights are stored as 16-bit
+    floats with a bit per zero (compact-storage), which ONNX Runtime decodes when it loads the
+    model. The file becomes smaller; the model does not become faster.
 
     Exactness: LOSSY
 
