@@ -26,6 +26,17 @@ _QUANTIZED = frozenset({
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger",
     "MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul",
 })  # fmt: skip
+# Operators that sum products with what they read, or pick rows of it; anchors of detectors and
+# tables of sines are read by others.
+_WEIGHING = frozenset({
+    "Attention", "Conv", "ConvTranspose", "Einsum", "EmbedLayerNormalization", "FusedConv",
+    "FusedGemm", "FusedMatMul", "GRU", "Gather", "Gemm", "LSTM", "MatMul", "MultiHeadAttention",
+    "RNN",
+})  # fmt: skip
+# Operators whose result has the numbers of what they read.
+_VIEWS = frozenset({
+    "Cast", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
 # Elements of a piece of a constant.
 _PIECE = 1 << 22
 # Elements of a piece that tell whether it has many values.
@@ -69,8 +80,9 @@ class Constant:
 
 
 def constants(
-    model: ir.Model, skip: Sequence[str], least: int, entries: int, ctx: Context | None = None
-) -> list[Constant]:
+    model: ir.Model, skip: Sequence[str], least: int, entries: int, *, fit: bool,
+    ctx: Context | None = None,
+) -> list[Constant]:  # fmt: skip
     """The constants that may get few values; the reasons of others are reported.
 
     Args:
@@ -78,6 +90,7 @@ def constants(
         skip: Patterns of names of constants, or of operators, names and outputs of nodes.
         least: Numbers that a constant has at least.
         entries: Values that it has more than.
+        fit: Whether there are samples that layers can be fitted to.
         ctx: Where reasons go, if anywhere.
     """
     fitted = {each.node.inputs[1]: each for each in layers(model) if why_fixed(each) is None}
@@ -96,11 +109,12 @@ def constants(
         layer = fitted.get(value)
         if layer is not None and layer.adds is not None:
             nodes.append(layer.adds)
-        why = _why_not(value, nodes, skip, least) or _unlike(tensor, entries)
+        why = _why_not(value, nodes, skip, least) or _no_weight(value) or _unlike(tensor, entries)
         if why is not None:
             if ctx is not None:
                 ctx.decline("share", why)
         else:
+            layer = layer if fit else None
             rows = shape[0] if layer is None else layer.outputs
             zeros = sum(int((part == 0).sum()) for part in pieces(tensor))
             found.append(Constant(
@@ -133,6 +147,21 @@ def _why_not(
     tensor = ir.const(value)
     if tensor is not None and tensor.size < least:
         return f"it has fewer than {least} numbers (min-weights)"
+    return None
+
+
+def _no_weight(value: ir.Value) -> str | None:
+    """Why a constant need not be what products or rows of a table make of it."""
+    pending: list[ir.Value] = [value]
+    seen: set[ir.Value] = set()
+    while pending:
+        for use in pending.pop().uses():
+            node = use.node
+            if node.op_type in _VIEWS and not node.domain:
+                pending += [made for made in node.outputs if made not in seen]
+                seen.update(node.outputs)
+            elif node.op_type not in _WEIGHING | _QUANTIZED:
+                return f"{node.op_type} reads it, where each number may matter"
     return None
 
 

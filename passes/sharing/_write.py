@@ -30,7 +30,7 @@ def written(
         original: What layers should compute as closely as they can.
         start: A form of it to start from.
         choices: Constants of ``start``, and what they get.
-        batches: Samples; without any, layers get few values by themselves, too.
+        batches: Samples, where there are layers to be fitted.
         threads: Threads within an operator.
 
     Returns:
@@ -41,7 +41,7 @@ def written(
     fitted: dict[str, Choice] = {}
     for choice in choices:
         layer = choice.constant.layer
-        if layer is not None and batches:
+        if layer is not None:
             fitted[layer.name] = choice
             continue
         value = model.graph.initializers[choice.constant.name]

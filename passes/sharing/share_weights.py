@@ -57,13 +57,15 @@ class ShareWeights(Pass):
     names or outputs of nodes, or operators, that stay), min-weights (smaller constants stay),
     min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
     predictions that may change, in percent), samples (how many to use, at most), threads (of an
-    operator, when samples are run), code (store the weights in fewer bytes).
+    operator, when samples are run), code (store the weights in fewer bytes), dry
+    (only report).
 
     Example: Conv(x, w) -> Conv(x, w'), where w' has 16 different values
 
     Declines when: there are no constants of enough numbers in two dimensions or more; bytes are
     fewer than the coarsest values take; for a constant, when it has few values already, NaN or
-    infinity, or is named in skip; the result is not as accurate as asked for. Weights stay uncoded
+    infinity, is named in skip, or is read by other operators than those that multiply with it or
+    pick rows of it; the result is not as accurate as asked for. Weights stay uncoded
     where compact-storage declines.
 
     References: Han et al. (2016), "Deep Compression"; Frantar et al. (2022), "GPTQ"; Egiazarian et
@@ -89,6 +91,7 @@ class ShareWeights(Pass):
     samples: int = 512
     threads: int = 2
     code: bool = True
+    dry: bool = False
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -118,20 +121,21 @@ class ShareWeights(Pass):
         """Change a copy, and take it over."""
         original = ir.clone(at_opset(model, ctx) if self.code else model)
         ir.infer_shapes(original)
-        if not self._constants(original, ctx):
-            declined = dict.fromkeys(each.partition(": ")[2] for each in ctx.stats.declined)
-            reasons = "; ".join(declined) or "none has numbers in two dimensions"
-            raise NotApplicable(f"no constant can get few values: {reasons}")
         budget = Budget(self.min_sqnr, self.max_drop)
         data = None if ctx.data is None else fitting(ctx.data, original)
         fit, aside = split(data, self.samples)
+        found = self._constants(original, fit, ctx)
+        if not found:
+            declined = dict.fromkeys(each.partition(": ")[2] for each in ctx.stats.declined)
+            reasons = "; ".join(declined) or "none has numbers in two dimensions"
+            raise NotApplicable(f"no constant can get few values: {reasons}")
         if fit:
             check_budget(budget, aside)
         elif budget != Budget():
             raise NotApplicable("min-sqnr and max-drop need calibration data (--data)")
         trial = Trial(original, aside or fit) if fit else None
         for most in self._distances(budget):
-            changed, choices, fits, merged = self._made(original, most, fit)
+            changed, choices, fits, merged = self._made(original, found, most, fit)
             quality = None if trial is None else trial.quality(changed)
             why = None if quality is None or budget == Budget() else budget.obstacle(quality)
             if why is None:
@@ -147,14 +151,14 @@ class ShareWeights(Pass):
                 ctx.remark(doubt)
         else:
             ctx.remark("without data (--data) nothing makes up for the errors of few values")
-        if not ctx.allow("share-weights"):
-            return False
         if self.similar is not None:
             ctx.details["merged"] = merged
             ctx.remark(
                 f"{merged['constants']} constants and {merged['channels']} channels are others'"
             )
         _tell(choices, fits, ctx)
+        if self.dry or not ctx.allow("share-weights"):
+            return False
         if self.code:
             store(changed, ctx)
         ctx.rewriter().become(changed)
@@ -170,15 +174,16 @@ class ShareWeights(Pass):
         return [*(self.similar / 2**i for i in range(_HALVINGS)), None]
 
     def _made(
-        self, original: ir.Model, most: float | None, fit: Sequence[Feeds]
-    ) -> tuple[ir.Model, list[Choice], list[Fit], dict[str, int]]:
+        self, original: ir.Model, found: Sequence[Constant], most: float | None,
+        fit: Sequence[Feeds],
+    ) -> tuple[ir.Model, list[Choice], list[Fit], dict[str, int]]:  # fmt: skip
         """The model with few values, what each constant got, and what was merged before."""
         start = original
         merged = {"constants": 0, "channels": 0}
         if most is not None:
             start = ir.clone(original)
-            merged["constants"] = merge(start, self._constants(start), most, self.distance)
-        found = self._constants(start)
+            merged["constants"] = merge(start, self._constants(start, fit), most, self.distance)
+            found = self._constants(start, fit)
         if self.bytes is None:
             choices = uniform(found, self.entries or _ENTRIES, self.blocks, self.vector)
         else:
@@ -198,9 +203,11 @@ class ShareWeights(Pass):
         changed, fits = written(original, start, choices, fit, self.threads)
         return changed, choices, fits, merged
 
-    def _constants(self, model: ir.Model, ctx: Context | None = None) -> list[Constant]:
+    def _constants(
+        self, model: ir.Model, fit: Sequence[Feeds], ctx: Context | None = None
+    ) -> list[Constant]:
         least = 2 if self.bytes is not None else self.entries or _ENTRIES
-        return constants(model, self.skip, self.min_weights, least, ctx)
+        return constants(model, self.skip, self.min_weights, least, fit=bool(fit), ctx=ctx)
 
 
 def _tell(choices: Sequence[Choice], fits: Sequence[Fit], ctx: Context) -> None:

@@ -353,6 +353,38 @@ def test_constants_that_stay(change: Any, options: str, reason: str) -> None:
     np.testing.assert_array_equal(ir.array(result.model.graph.initializers["w"]), given["w"])
 
 
+def test_tables_that_are_added_stay() -> None:
+    table = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    model = ir.parse_text(f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[16,16] x) => (float[16,24] y)
+    <{declared("v", weights()["v"])}, {declared("t", table)}> {{
+        m = MatMul(x, v)
+        y = Add(m, t)
+    }}
+    """)
+    result = run(PLAIN % "", model, [{"x": np.eye(16, dtype=np.float32)}])
+    assert different(result.model) == {"v": 16, "t": 384}
+    reason = "share: Add reads it, where each number may matter"
+    assert result.report.passes[0].declined == {reason: 1}
+
+
+def test_a_dry_run_only_tells() -> None:
+    result = run(PLAIN % "dry")
+    assert not result.report.changed
+    details = result.report.passes[0].details
+    assert [row["entries"] for row in details["shared"]] == [16] * 4
+    assert details["quality"]["samples"] == 8
+
+
+def test_blocks_without_data_are_rows() -> None:
+    result = run(PLAIN % "entries=3 blocks=4", data=None)
+    v = next(ir.array(i) for n, i in result.model.graph.initializers.items() if n.startswith("v"))
+    assert v is not None
+    assert [len(np.unique(rows)) for rows in v.reshape(4, -1)] == [3] * 4
+    assert len(np.unique(v)) == 12
+
+
 def test_nothing_to_share() -> None:
     report = run("share-weights{min-weights=5000}").report.passes[0]
     assert report.status == "not-applicable"
