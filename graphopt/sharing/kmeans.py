@@ -94,7 +94,8 @@ def centres(points: Array, weights: Array, entries: int) -> Array:
 
 def nearest(values: Array, book: Array) -> Array:
     """The place in an ascending book of the number closest to each value, in the same shape."""
-    return np.searchsorted((book[1:] + book[:-1]) / 2, values)
+    wide = book if book.dtype == values.dtype == np.float32 else book.astype(np.float64)
+    return np.searchsorted((wide[1:] + wide[:-1]) / 2, values)
 
 
 class _Sums:

@@ -60,6 +60,13 @@ def test_few_numbers(numbers: list[float], entries: int, book: list[float]) -> N
     np.testing.assert_allclose(centres(*counted(np.array(numbers)), entries), book)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.float16, np.float32, np.float64])
+def test_the_nearest_whatever_the_type(dtype: type) -> None:
+    book = np.array([-120, -100, 90, 110, 127]).astype(dtype)
+    values = np.array([-128, -109, -6, 0, 99, 101, 118, 119]).astype(dtype)
+    np.testing.assert_array_equal(nearest(values, book), [0, 1, 1, 2, 2, 3, 3, 4])
+
+
 def test_weights_of_zero_decide_nothing() -> None:
     points, weights = counted(np.arange(6.0), np.zeros(6))
     assert len(centres(points, weights, 3)) == 3

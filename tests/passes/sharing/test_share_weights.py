@@ -320,6 +320,7 @@ def test_integers_stay_integers() -> None:
     assert shared.dtype == np.int8
     np.testing.assert_array_equal(shared == 0, w == 0)
     assert len(np.unique(shared)) == 6
+    assert np.square(shared - w.astype(float)).mean() < 0.08 * np.square(w.astype(float)).mean()
     # Bytes that are no quantized numbers are not touched.
     np.testing.assert_array_equal(ir.array(found["k"]), w + 1)
 
