@@ -33,10 +33,10 @@ class Form:
     Attributes:
         kind: Which parts. ``depthwise``: several convolutions of single channels, each followed by
             one of single elements, summed (Guo et al., "Network Decoupling", 2018). ``spatial``: a
-            kernel along the first axis, then one along the others (Jaderberg et al., 2014).
-            ``input``: fewer channels first, then the kernel. ``output``: the kernel for fewer
-            channels, then all of them (Zhang et al., 2016); of a matrix product this is its
-            truncated SVD. ``tucker``: both (Tucker-2; Kim et al., 2016).
+            kernel along the first axis that it is longer than 1 along, then one along the others
+            (Jaderberg et al., 2014). ``input``: fewer channels first, then the kernel. ``output``:
+            the kernel for fewer channels, then all of them (Zhang et al., 2016); of a matrix
+            product this is its truncated SVD. ``tucker``: both (Tucker-2; Kim et al., 2016).
         ranks: Channels between the parts; the number of summands, if ``depthwise``.
         joined: Whether the summands are one convolution of concatenated channels.
     """
@@ -44,6 +44,13 @@ class Form:
     kind: Kind
     ranks: tuple[int, ...]
     joined: bool = False
+
+    @property
+    def operators(self) -> int:
+        """How many convolutions or products it is made of."""
+        if self.kind == "depthwise":
+            return self.ranks[0] + (1 if self.joined else self.ranks[0])
+        return 3 if self.kind == "tucker" else 2
 
     def __str__(self) -> str:
         """The form as reports name it."""
@@ -83,13 +90,15 @@ def _candidates(kind: Kind, layer: Layer) -> Iterator[Form]:
         return  # the same thing
     for share in _SHARES:
         if kind == "input":
-            yield Form(kind, (_rounded(share * c * o * k / (c + o * k), c),))
+            yield Form(kind, (_rounded(share * c * o * k / (c + o * k), min(c, o * k)),))
         elif kind == "output":
-            yield Form(kind, (_rounded(share * c * o * k / (c * k + o), o),))
+            yield Form(kind, (_rounded(share * c * o * k / (c * k + o), min(c * k, o)),))
         else:
             # The same part of the channels on both sides.
             part = _equal_part(c, o, k, share)
-            yield Form(kind, (_rounded(part * c, c), _rounded(part * o, o)))
+            ranks = _rounded(part * c, c), _rounded(part * o, o)
+            if ranks[0] < c and ranks[1] < o:  # else input or output does the same in two steps
+                yield Form(kind, ranks)
 
 
 def sizes(layer: Layer) -> tuple[int, int, int]:
