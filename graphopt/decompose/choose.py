@@ -19,6 +19,8 @@ Array = np.ndarray[Any, Any]
 
 # A latency within this of the goal is the goal.
 _CLOSE = 0.02
+# What time may be worth where both size and time have to be saved; size is worth the rest.
+_WORTHS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class Chooser:
@@ -101,14 +103,27 @@ class Chooser:
         return found
 
     def _ranked(self) -> list[int]:
-        prices = [self._prices(part) for part in self.parts]
-        return allocate([part.noise for part in self.parts], prices, self._asked, 1.0)
+        """The least noise for what is asked for, whatever size and time are worth to each other."""
+        noise = [part.noise for part in self.parts]
+        both = self._size is not None and self._wanted is not None
+        found: list[tuple[bool, float, list[int]]] = []
+        for worth in _WORTHS if both else (0.5,):
+            prices = [self._prices(part, worth) for part in self.parts]
+            places = allocate(noise, prices, self._asked, 1.0)
+            total = math.fsum(n[i] for n, i in zip(noise, places, strict=True))
+            found.append((self._asked(places) > 1.0 + 1e-9, total, places))
+        return min(found)[2]
 
-    def _prices(self, part: Part) -> Array:
-        """What each form saves, of size and time, in units of what has to be saved."""
+    def _prices(self, part: Part, worth: float) -> Array:
+        """What each form saves, of size and time, in units of what has to be saved.
+
+        Args:
+            part: The layer.
+            worth: What time is worth, in (0, 1); size is worth the rest.
+        """
         found = np.zeros(len(part.forms))
         if self._size is not None and self._what in MEASURES:
-            found += part.saved[self._what] / (self.total * (1.0 - self._size))
+            found += (1.0 - worth) * part.saved[self._what] / (self.total * (1.0 - self._size))
         if self._wanted is not None and self._time is not None:
-            found += part.faster / (1.0 - self._time)
+            found += worth * part.faster / (1.0 - self._time)
         return found

@@ -15,7 +15,7 @@ from graphopt.decompose.choose import Chooser
 from graphopt.decompose.emit import emit
 from graphopt.decompose.forms import Form
 from graphopt.decompose.options import Options
-from graphopt.decompose.parts import find_parts, measure_noise, products
+from graphopt.decompose.parts import find_parts, measure_noise, products, skipped
 from graphopt.decompose.product import Product
 from graphopt.decompose.timing import changed, measure_savings
 from graphopt.errors import NotApplicable
@@ -82,7 +82,7 @@ class _Decomposer:
         self.model, self.target, self.options, self.cache = model, target, options, cache
         self.fit, self.aside = split(data, options.samples)
         self.parts, self.reasons = find_parts(model, options.kinds, options.skip)
-        self.before: dict[str, float] = {**totals(model)}
+        self.before = {str(name): size for name, size in totals(model).items()}
         self.details: dict[str, Any] = {}
 
     def run(self) -> Outcome:
@@ -99,7 +99,7 @@ class _Decomposer:
         if not any(places):
             return Outcome(None, "no form of a layer is worth it for this goal", self.details)
         found = self._made(places)
-        after: dict[str, float] = {**totals(found)}
+        after = {str(name): size for name, size in totals(found).items()}
         left: dict[str, float] = {
             name: after[name] / max(self.before[name], 1e-300) for name in MEASURES
         }
@@ -160,7 +160,8 @@ class _Decomposer:
 
     def _measured(self, places: Sequence[int]) -> float:
         """Latency with some forms, in units of the original's."""
-        form = changed(self.model, self.parts, places)
+        chosen = {p.name: p.forms[i] for p, i in zip(self.parts, places, strict=True)}
+        form = changed(self.model, chosen)
         ((ratio,),) = race(
             self.model, [form], settings(self.fit[0], self.model)[:1], target=self.target,
             threads=self.options.threads, seconds=_SECONDS,
@@ -187,7 +188,7 @@ class _Decomposer:
         fits = rebuild(
             self.model, whole, self.fit, change,
             wanted=lambda layer: layer.name in forms,
-            only=lambda layer: self.reasons.get(layer.name) != "skip names it", threads=2,
+            only=lambda layer: not skipped(layer, self.options.skip), threads=2,
         )  # fmt: skip
         self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
         found = ir.clone(whole)

@@ -29,7 +29,7 @@ class Options:
 
     goal: Goal
     kinds: Sequence[Kind]
-    payoff: float = 0.67
+    payoff: float = 0.2
     skip: Sequence[str] = ()
     budget: Budget = dataclasses.field(default_factory=Budget)
     samples: int = 512

@@ -20,7 +20,7 @@ from graphopt.reconstruct.problem import why_fixed
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
-__all__ = ["Part", "dense", "find_parts", "measure_noise", "products", "write"]
+__all__ = ["Part", "dense", "find_parts", "measure_noise", "products", "skipped"]
 
 Array = np.ndarray[Any, Any]
 
@@ -91,10 +91,13 @@ def find_parts(
 
 
 def _why_not(layer: Layer, skip: Sequence[str]) -> str | None:
+    return "skip names it" if skipped(layer, skip) else why_fixed(layer)
+
+
+def skipped(layer: Layer, skip: Sequence[str]) -> bool:
+    """Whether a pattern names a layer."""
     nodes = [layer.node] if layer.adds is None else [layer.node, layer.adds]
-    if any(ir.matches(node, skip) for node in nodes):
-        return "skip names it"
-    return why_fixed(layer)
+    return any(ir.matches(node, skip) for node in nodes)
 
 
 def _sign(layer: Layer) -> str:
@@ -181,6 +184,25 @@ def measure_noise(
     for part, noise in zip(parts, noises, strict=True):
         at = part.errors[places[part.name]]
         part.noise = part.errors * (noise / max(at, 1e-300))
+        _drop_dominated(part)
+
+
+def _drop_dominated(part: Part) -> None:
+    """Leave out forms that another one beats in noise, in work and in the number of operators."""
+    macs, params = part.saved["macs"], part.saved["params"]
+    counts = np.array([0 if form is None else form.operators for form in part.forms])
+    kept = [0]
+    for i in range(1, len(part.forms)):
+        better = (part.noise <= part.noise[i]) & (macs >= macs[i]) & (params >= params[i])
+        better &= counts <= counts[i]
+        better[i] = False
+        equal = better & (part.noise == part.noise[i]) & (counts == counts[i])
+        equal[:i] = False  # of two that are equal in all, the first one stays
+        if not (better & ~equal).any():
+            kept.append(i)
+    part.forms = tuple(part.forms[i] for i in kept)
+    part.saved = {what: saved[kept] for what, saved in part.saved.items()}
+    part.errors, part.noise, part.faster = part.errors[kept], part.noise[kept], part.faster[kept]
 
 
 def dense(model: ir.Model, name: str, weights: Array) -> ir.Model:
@@ -188,12 +210,12 @@ def dense(model: ir.Model, name: str, weights: Array) -> ir.Model:
     changed = ir.clone(model)
     (layer,) = (each for each in layers(changed) if each.name == name)
     rw = Rewriter(changed)
-    write(rw, layer, weights)
+    _write(rw, layer, weights)
     rw.remove_initializers()
     return changed
 
 
-def write(rw: Rewriter, layer: Layer, weights: Array) -> None:
+def _write(rw: Rewriter, layer: Layer, weights: Array) -> None:
     """Give a layer weights in the form of ``Problem.optimum``."""
     k = weights.shape[1] - int(layer.takes_bias)
     bias = weights[:, k] if layer.takes_bias else None

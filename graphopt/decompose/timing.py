@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from graphopt import ir
+from graphopt.analyses import Cost
 from graphopt.decompose.emit import emit, made_up
+from graphopt.decompose.forms import Form
 from graphopt.decompose.parts import Part
-from graphopt.measure import LatencyTable, race
+from graphopt.measure import LatencyTable, race, seconds_of, shaped
 from graphopt.reconstruct import layers
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
@@ -20,6 +22,12 @@ __all__ = ["changed", "measure_savings"]
 
 # Forms that are loaded at a time.
 _AT_ONCE = 8
+# Layers of equal shapes that take less of the time, by estimate, are measured by themselves: inside
+# of the model the difference would be one of scatter. Depthwise convolutions look a little better
+# there than they are.
+_LEAST = 0.04
+# Roughly how long to measure a form of the model, and one of a layer, in seconds.
+_WHOLE, _ALONE = 0.15, 0.02
 
 
 def measure_savings(
@@ -30,7 +38,6 @@ def measure_savings(
     target: Target,
     threads: int,
     table: LatencyTable,
-    seconds: float = 0.15,
 ) -> None:
     """Set the share of the latency that each form of each part saves.
 
@@ -44,44 +51,82 @@ def measure_savings(
         target: Where to measure.
         threads: Threads within an operator.
         table: Shares that are known already; new ones are added.
-        seconds: Roughly how long to measure each form.
     """
     alike: dict[str, list[int]] = {}
     for i, part in enumerate(parts):
         alike.setdefault(part.sign, []).append(i)
     whole = _whole(model, feeds)
-    due: list[tuple[str, list[int], int]] = []
-    for sign, members in alike.items():
-        for place in range(1, len(parts[members[0]].forms)):
-            key = f"{whole} {sign} {parts[members[0]].forms[place]}"
-            if key not in table.entries:
-                due.append((key, members, place))
-    for start in range(0, len(due), _AT_ONCE):
-        some = due[start : start + _AT_ONCE]
-        made = []
-        for _, members, place in some:
-            places = [place if i in members else 0 for i in range(len(parts))]
-            made.append(changed(model, parts, places))
-        ratios = race(model, made, [feeds], target=target, threads=threads, seconds=seconds)
-        for (key, members, _), (ratio,) in zip(some, ratios, strict=True):
-            table.entries[key] = (1.0 - ratio) / len(members)
+    together: list[tuple[str, list[int], Form | None]] = []
+    alone: dict[int, list[tuple[str, Form | None]]] = {}
+    large = _large(model, parts, alike)
     for sign, members in alike.items():
         for i in members:
-            keys = [f"{whole} {sign} {form}" for form in parts[i].forms[1:]]
-            parts[i].faster = np.array([0.0, *(table.entries[key] for key in keys)])
+            for form in parts[i].forms[1:]:
+                key = f"{whole} {sign} {form}"
+                if key in table.entries:
+                    continue
+                table.entries[key] = 0.0  # due, once for all that are alike
+                if sign in large:
+                    together.append((key, members, form))
+                else:
+                    alone.setdefault(i, []).append((key, form))
+    for start in range(0, len(together), _AT_ONCE):
+        some = together[start : start + _AT_ONCE]
+        made = [changed(model, {parts[i].name: form for i in members}) for _, members, form in some]
+        ratios = race(model, made, [feeds], target=target, threads=threads, seconds=_WHOLE)
+        for (key, members, _), (ratio,) in zip(some, ratios, strict=True):
+            table.entries[key] = (1.0 - ratio) / len(members)
+    if alone:
+        sized = shaped(model, feeds)
+        for i, due in alone.items():
+            forms = [form for _, form in due]
+            found = _alone(model, sized, feeds, parts[i], forms, target, threads)
+            table.entries.update(zip((key for key, _ in due), found, strict=True))
+    for part in parts:
+        keys = [f"{whole} {part.sign} {form}" for form in part.forms[1:]]
+        part.faster = np.array([0.0, *(table.entries[key] for key in keys)])
 
 
-def changed(model: ir.Model, parts: Sequence[Part], places: Sequence[int]) -> ir.Model:
-    """A model whose layers have forms, with made-up weights."""
-    chosen = {
-        part.name: form
-        for part, place in zip(parts, places, strict=True)
-        if (form := part.forms[place]) is not None
-    }
+def _large(model: ir.Model, parts: Sequence[Part], alike: dict[str, list[int]]) -> frozenset[str]:
+    """Signs of layers that take much of the time together."""
+    cost = Cost(model)
+    named = {layer.name: cost.nodes[layer.node].seconds for layer in layers(model)}
+    return frozenset(
+        sign
+        for sign, members in alike.items()
+        if sum(named[parts[i].name] for i in members) >= _LEAST * cost.seconds
+    )
+
+
+def _alone(
+    model: ir.Model,
+    sized: ir.Model,
+    feeds: Feeds,
+    part: Part,
+    forms: Sequence[Form | None],
+    target: Target,
+    threads: int,
+) -> list[float]:
+    """What forms of a layer save of the time of the model, the layer run by itself."""
+    (layer,) = (each for each in layers(sized) if each.name == part.name)
+    own = ir.segment(sized, [layer.input], [layer.output])
+    rng = np.random.default_rng(0)
+    sizes = tuple(d if isinstance(d, int) else 1 for d in ir.dims(layer.input) or ())
+    read: Feeds = {layer.input.name or "": rng.normal(size=sizes).astype(np.float32)}
+    made = [changed(own, {part.name: form}) for form in forms]
+    runs = [(model, feeds), *((each, read) for each in (own, *made))]
+    whole, before, *after = seconds_of(
+        runs, target=target, threads=threads, seconds=_ALONE * len(runs)
+    )
+    return [(before - each) / whole for each in after]
+
+
+def changed(model: ir.Model, forms: Mapping[str, Form | None]) -> ir.Model:
+    """A model whose layers have forms, by name, with made-up weights."""
     copy, rng = ir.clone(model), np.random.default_rng(0)
     rw = Rewriter(copy)
     for layer in list(layers(copy)):
-        form = chosen.get(layer.name)
+        form = forms.get(layer.name)
         if form is not None:
             emit(rw, layer, form, made_up(form, layer, rng))
     rw.remove_initializers()
@@ -89,8 +134,13 @@ def changed(model: ir.Model, parts: Sequence[Part], places: Sequence[int]) -> ir
     return copy
 
 
+def _sign(node: ir.Node) -> str:
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    return f"{node.op_type}{'' if weight is None else ir.dims(weight)}{ir.dims(node.outputs[0])}"
+
+
 def _whole(model: ir.Model, feeds: Feeds) -> str:
     """What tells the model, as far as time goes, and its inputs."""
-    signs = "\n".join(sorted(f"{n.op_type}{ir.dims(n.outputs[0])}" for n in model.graph))
+    signs = "\n".join(sorted(map(_sign, model.graph)))
     sizes = [list(np.shape(v)) for v in feeds.values()]
     return f"decompose {hashlib.sha256(signs.encode()).hexdigest()[:16]} {sizes}"

@@ -4,7 +4,7 @@ from graphopt.measure.allocate import aim, allocate
 from graphopt.measure.budget import Budget
 from graphopt.measure.goal import WORDS, Goal, Outcome, What
 from graphopt.measure.judge import Judge
-from graphopt.measure.race import SCATTER, race, runs_here, settings
+from graphopt.measure.race import SCATTER, race, runs_here, seconds_of, settings
 from graphopt.measure.tables import LatencyTable, machine_name, shaped
 from graphopt.measure.trial import Quality, Trial, decibels, difference, square
 
@@ -26,6 +26,7 @@ __all__ = [
     "machine_name",
     "race",
     "runs_here",
+    "seconds_of",
     "settings",
     "shaped",
     "square",

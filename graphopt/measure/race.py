@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from graphopt import ir
 from graphopt.runtime import Feeds, Session, interleaved, open_session, provider_status
 from graphopt.targets import Target
 
-__all__ = ["SCATTER", "race", "runs_here", "settings"]
+__all__ = ["SCATTER", "race", "runs_here", "seconds_of", "settings"]
 
 # Ratios of times scatter by about as much: a form that takes less than this is not slower.
 SCATTER = 1.02
@@ -79,12 +79,40 @@ def race(
             found = interleaved(
                 {n: (lambda s=s, f=feeds: s.run(f)) for n, s in opened.items()},  # type: ignore[misc]
                 seconds=seconds * len(named),
-                # Other programs do not count where one thread does the work.
-                clock=time.thread_time if threads == 1 else time.perf_counter,
+                clock=_clock(threads),
             )
             for i, each in enumerate(ratios):
                 each.append(found[str(i)].ratio)
     return ratios
+
+
+def seconds_of(
+    models: Sequence[tuple[ir.Model, Feeds]],
+    *,
+    target: Target,
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> list[float]:
+    """Measure the latency of models on inputs of their own, interleaved; the median in seconds.
+
+    Args:
+        models: The models, with inputs.
+        target: Where to run.
+        threads: Threads within an operator.
+        seconds: Roughly how long to measure all of them.
+    """
+    with contextlib.ExitStack() as stack:
+        runners = {}
+        for i, (model, feeds) in enumerate(models):
+            session = stack.enter_context(_open(model, target, threads))
+            runners[str(i)] = lambda s=session, f=feeds: s.run(f)
+        found = interleaved(runners, seconds=seconds, clock=_clock(threads))
+    return [found[name].median for name in runners]
+
+
+def _clock(threads: int) -> Callable[[], float]:
+    # Other programs do not count where one thread does the work.
+    return time.thread_time if threads == 1 else time.perf_counter
 
 
 def _open(model: ir.Model, target: Target, threads: int) -> Session:

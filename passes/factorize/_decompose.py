@@ -27,7 +27,7 @@ class Decompose(Pass):
     params: float | None = None
     bytes: float | None = None
     latency: float | None = None
-    payoff: float = 0.67
+    payoff: float = 0.2
     skip: tuple[str, ...] = ()
     min_sqnr: float | None = None
     max_drop: float | None = None
