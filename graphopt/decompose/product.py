@@ -14,6 +14,8 @@ Array = np.ndarray[Any, Any]
 
 # Steps of conjugate gradients for one factor. More fit it better to factors that are to change yet.
 _STEPS = 12
+# Share of the pull on a factor that need not be followed.
+_EXACT = 1e-8
 # Ridge of the last factor, as a share of the mean moment: features may depend on each other.
 _RIDGE = 1e-8
 
@@ -146,7 +148,8 @@ class Product:
         found = start.copy()
         left = gather(metric.pull - metric.gram @ spread(found))
         step, size = left.copy(), float(np.vdot(left, left))
-        least = 1e-16 * size
+        # Below this what is left is rounding, which goes far where the moments are singular.
+        least = _EXACT**2 * float(np.sum(gather(metric.pull) ** 2))
         for _ in range(_STEPS):
             if size <= least:
                 break
