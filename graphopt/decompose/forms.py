@@ -86,19 +86,27 @@ def _candidates(kind: Kind, layer: Layer) -> Iterator[Form]:
             rank = _rounded(share * c * o * k / (c * first + o * rest), min(c * first, o * rest))
             yield Form(kind, (rank,))
         return
-    if k == 1 and kind != "output":
+    if kind == "output":
+        yield from (Form(kind, (rank,)) for rank in matrix_ranks(c * k, o))
+        return
+    if k == 1:
         return  # the same thing
     for share in _SHARES:
         if kind == "input":
             yield Form(kind, (_rounded(share * c * o * k / (c + o * k), min(c, o * k)),))
-        elif kind == "output":
-            yield Form(kind, (_rounded(share * c * o * k / (c * k + o), min(c * k, o)),))
         else:
             # The same part of the channels on both sides.
             part = _equal_part(c, o, k, share)
             ranks = _rounded(part * c, c), _rounded(part * o, o)
             if ranks[0] < c and ranks[1] < o:  # else input or output does the same in two steps
                 yield Form(kind, ranks)
+
+
+def matrix_ranks(rows: int, columns: int) -> list[int]:
+    """Ranks of a matrix with which its two factors are smaller, the largest first."""
+    full, size = min(rows, columns), rows * columns
+    ranks = [_rounded(share * size / (rows + columns), full) for share in _SHARES]
+    return [r for r in dict.fromkeys(ranks) if r * (rows + columns) <= _MOST * size]
 
 
 def sizes(layer: Layer) -> tuple[int, int, int]:
