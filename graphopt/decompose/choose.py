@@ -1,4 +1,4 @@
-"""Choosing a form for each layer, so that what was asked for is really met."""
+"""Choosing a form for each layer so that what was asked for is really met."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.decompose.items import Item
 from graphopt.decompose.options import Options
-from graphopt.decompose.parts import Part
 from graphopt.measure import aim, allocate
 from graphopt.pruning.sizes import MEASURES
 
@@ -32,7 +32,7 @@ class Chooser:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        items: Sequence[Item],
         total: float,
         options: Options,
         measure: Callable[[Sequence[int]], float] | None,
@@ -40,13 +40,13 @@ class Chooser:
         """Take what is known of the model.
 
         Args:
-            parts: The layers.
+            items: What is chosen by itself.
             total: Size of the original, in what the goal is about.
             options: What is asked for.
-            measure: Latency of the model with some forms, in units of the original's; None where it
-                cannot be measured, or is of no interest.
+            measure: Latency of the model with some options, in units of the original's; None where
+                it cannot be measured, or is of no interest.
         """
-        self.parts, self.total, self.measure = parts, total, measure
+        self.items, self.total, self.measure = items, total, measure
         goal = options.goal
         self._what = goal.what
         self._size = None if goal.what == "latency" else goal.left
@@ -59,7 +59,7 @@ class Chooser:
         self.missed = False
 
     def choose(self) -> list[int]:
-        """The place of a form for each part; where the goal is out of reach, the nearest to it."""
+        """The place of an option for each item; the nearest where the goal is out of reach."""
         found = None
         if self._time is not None and self.measure is not None:
             found = self._measured(self._time, self.measure)
@@ -86,14 +86,14 @@ class Chooser:
         return list(min((share, key) for key, share in seen.items())[1]) if seen else self._ranked()
 
     def share(self, places: Sequence[int]) -> float:
-        """The share of the goal's size or time that is left, parts taken one by one."""
+        """The share of the goal's size or time that is left, items taken one by one."""
         if self._what not in MEASURES:
             return self._expected(places)
-        saved = (p.saved[self._what][i] for p, i in zip(self.parts, places, strict=True))
+        saved = (p.saved[self._what][i] for p, i in zip(self.items, places, strict=True))
         return 1.0 - math.fsum(saved) / self.total
 
     def _expected(self, places: Sequence[int]) -> float:
-        return 1.0 - math.fsum(p.faster[i] for p, i in zip(self.parts, places, strict=True))
+        return 1.0 - math.fsum(p.faster[i] for p, i in zip(self.items, places, strict=True))
 
     def _asked(self, places: Sequence[int]) -> float:
         """What is left in units of what may be, of size and time the worse."""
@@ -104,26 +104,26 @@ class Chooser:
 
     def _ranked(self) -> list[int]:
         """The least noise for what is asked for, whatever size and time are worth to each other."""
-        noise = [part.noise for part in self.parts]
+        noise = [item.noise for item in self.items]
         both = self._size is not None and self._wanted is not None
         found: list[tuple[bool, float, list[int]]] = []
         for worth in _WORTHS if both else (0.5,):
-            prices = [self._prices(part, worth) for part in self.parts]
+            prices = [self._prices(item, worth) for item in self.items]
             places = allocate(noise, prices, self._asked, 1.0)
             total = math.fsum(n[i] for n, i in zip(noise, places, strict=True))
             found.append((self._asked(places) > 1.0 + 1e-9, total, places))
         return min(found)[2]
 
-    def _prices(self, part: Part, worth: float) -> Array:
-        """What each form saves, of size and time, in units of what has to be saved.
+    def _prices(self, item: Item, worth: float) -> Array:
+        """What each option saves, of size and time, in units of what has to be saved.
 
         Args:
-            part: The layer.
+            item: What is chosen.
             worth: What time is worth, in (0, 1); size is worth the rest.
         """
-        found = np.zeros(len(part.forms))
+        found = np.zeros(len(item))
         if self._size is not None and self._what in MEASURES:
-            found += (1.0 - worth) * part.saved[self._what] / (self.total * (1.0 - self._size))
+            found += (1.0 - worth) * item.saved[self._what] / (self.total * (1.0 - self._size))
         if self._wanted is not None and self._time is not None:
-            found += worth * part.faster / (1.0 - self._time)
+            found += worth * item.faster / (1.0 - self._time)
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from graphopt.calibration import Samples
 from graphopt.decompose.choose import Chooser
 from graphopt.decompose.emit import emit
 from graphopt.decompose.forms import Form
+from graphopt.decompose.items import Item, Removal, items
 from graphopt.decompose.options import Options
 from graphopt.decompose.parts import find_parts, measure_noise, products, skipped
 from graphopt.decompose.product import Product
+from graphopt.decompose.removals import bypassed, closed, find_removals
 from graphopt.decompose.timing import changed, measure_savings
 from graphopt.errors import NotApplicable
 from graphopt.measure import (
@@ -24,14 +26,15 @@ from graphopt.measure import (
     Judge,
     LatencyTable,
     Outcome,
+    Trial,
     machine_name,
     race,
     runs_here,
     settings,
 )
-from graphopt.pruning.batches import check_budget, split
+from graphopt.pruning.batches import check_budget, first, split
 from graphopt.pruning.sizes import MEASURES, totals
-from graphopt.reconstruct import Problem, layers, rebuild
+from graphopt.reconstruct import Problem, behind, layers, rebuild
 from graphopt.rewrite import Rewriter
 from graphopt.targets import Target
 
@@ -43,6 +46,8 @@ Array = np.ndarray[Any, Any]
 _SWEEPS = 8
 # Roughly how long one choice and the original are each measured.
 _SECONDS = 0.8
+# Samples that the noise of blocks is measured on.
+_TRIED = 128
 _DRY = "a dry run only lists what could be decomposed"
 
 
@@ -83,22 +88,24 @@ class _Decomposer:
         self.fit, self.aside = split(data, options.samples)
         self.parts, self.reasons = find_parts(model, options.kinds, options.skip)
         self.before = {str(name): size for name, size in totals(model).items()}
+        self.items: list[Item] = []
         self.details: dict[str, Any] = {}
 
     def run(self) -> Outcome:
         self._check()
         measure_noise(self.model, self.parts, self.fit, 2)
-        measure = self._measured if self._time() else None
+        timed = self._time()
+        self.items = items(self.parts, self._removals(timed) if self.options.whole else [])
         what = self.options.goal.what
         total = 1.0 if what == "latency" else self.before[what]
-        chooser = Chooser(self.parts, total, self.options, measure)
+        chooser = Chooser(self.items, total, self.options, self._measured if timed else None)
         places = chooser.choose()
         self._list(places)
         if self.options.dry:
             return Outcome(None, _DRY, self.details)
         if not any(places):
             return Outcome(None, "no form of a layer is worth it for this goal", self.details)
-        found = self._made(places)
+        found = self._made(*self._chosen(places))
         after = {str(name): size for name, size in totals(found).items()}
         left: dict[str, float] = {
             name: after[name] / max(self.before[name], 1e-300) for name in MEASURES
@@ -158,25 +165,38 @@ class _Decomposer:
         table.save()
         return True
 
+    def _removals(self, timed: bool) -> list[Removal]:
+        trial = Trial(self.model, first(self.fit, _TRIED))
+        how = {"target": self.target, "threads": self.options.threads} if timed else None
+        inputs = settings(self.fit[0], self.model)[:1]
+        return find_removals(self.model, self.parts, trial, self.options.skip, how, inputs)
+
+    def _chosen(self, places: Sequence[int]) -> tuple[dict[str, Form], list[str]]:
+        """Forms of layers, and blocks that go."""
+        forms: dict[str, Form] = {}
+        gone: list[str] = []
+        for item, place in zip(self.items, places, strict=True):
+            forms.update(item.forms[place])
+            name = item.removed[place]
+            if name is not None:
+                gone.append(name)
+        return forms, gone
+
     def _measured(self, places: Sequence[int]) -> float:
-        """Latency with some forms, in units of the original's."""
-        chosen = {p.name: p.forms[i] for p, i in zip(self.parts, places, strict=True)}
-        form = changed(self.model, chosen)
+        """Latency with some options, in units of the original's."""
+        forms, gone = self._chosen(places)
+        form = closed(changed(bypassed(self.model, gone), forms), gone)
         ((ratio,),) = race(
             self.model, [form], settings(self.fit[0], self.model)[:1], target=self.target,
             threads=self.options.threads, seconds=_SECONDS,
         )  # fmt: skip
         return ratio
 
-    def _made(self, places: Sequence[int]) -> ir.Model:
+    def _made(self, forms: Mapping[str, Form], gone: Sequence[str]) -> ir.Model:
         """The model in parts: layer after layer is fitted as a whole, then written as parts."""
-        forms: dict[str, Form] = {}
-        for part, place in zip(self.parts, places, strict=True):
-            form = part.forms[place]
-            if form is not None:
-                forms[part.name] = form
         factors: dict[str, list[Product]] = {}
-        whole = ir.clone(self.model)
+        whole = bypassed(self.model, gone)
+        dirty = behind(whole, gone) if gone else set()
 
         def change(problem: Problem) -> Array:
             form = forms.get(problem.layer.name)
@@ -187,7 +207,7 @@ class _Decomposer:
 
         fits = rebuild(
             self.model, whole, self.fit, change,
-            wanted=lambda layer: layer.name in forms,
+            wanted=lambda layer: layer.name in forms or layer.name in dirty,
             only=lambda layer: not skipped(layer, self.options.skip), threads=2,
         )  # fmt: skip
         self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
@@ -196,28 +216,29 @@ class _Decomposer:
         for layer in list(layers(found)):
             groups = factors.get(layer.name)
             if groups is not None:
-                stacked = [
-                    np.stack(each) for each in zip(*(g.factors for g in groups), strict=True)
-                ]
-                emit(rw, layer, forms[layer.name], stacked)
+                each = zip(*(group.factors for group in groups), strict=True)
+                emit(rw, layer, forms[layer.name], [np.stack(same) for same in each])
         rw.remove_initializers()
-        ir.infer_shapes(found)
-        self._judge.same(whole, found, "writing layers as parts")
+        closed(found, gone)
+        self._judge.same(closed(whole, gone), found, "writing layers as parts")
         return found
 
     def _list(self, places: Sequence[int]) -> None:
-        """List the layers, and what their forms would do."""
+        """List the layers and blocks, and what becomes of them."""
+        forms, gone = self._chosen(places)
         self.details["layers"] = [
             {
                 "name": part.name,
-                "form": str(part.forms[place] or "whole"),
+                "form": str(forms.get(part.name, "whole")),
                 "noise": float(part.noise[place]),
                 "error": float(part.errors[place]),
                 "faster": float(part.faster[place]),
                 "saved": {what: float(part.saved[what][place]) for what in MEASURES},
             }
-            for part, place in zip(self.parts, places, strict=True)
+            for part in self.parts
+            for place in (part.forms.index(forms.get(part.name)),)
         ]
+        self.details["removed"] = gone
         self.details["whole"] = [
             {"name": name, "reason": reason} for name, reason in self.reasons.items()
         ]

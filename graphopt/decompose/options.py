@@ -20,6 +20,7 @@ class Options:
         kinds: Forms that layers may take.
         payoff: Part of the multiply-accumulates saved that has to be saved in time, too, for such a
             goal, as far as that is possible and can be measured.
+        whole: Let layers beside shortcuts go whole, too.
         skip: Patterns of names of layers that stay, or operators.
         budget: What the result has to keep.
         samples: How many to use, at most.
@@ -30,6 +31,7 @@ class Options:
     goal: Goal
     kinds: Sequence[Kind]
     payoff: float = 0.2
+    whole: bool = False
     skip: Sequence[str] = ()
     budget: Budget = dataclasses.field(default_factory=Budget)
     samples: int = 512

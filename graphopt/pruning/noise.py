@@ -12,16 +12,17 @@ from graphopt import ir
 from graphopt.analyses import Channels
 from graphopt.measure import Trial
 from graphopt.pruning.criteria import Scores
+from graphopt.pruning.layers_out import bypass, find_blocks
 from graphopt.pruning.masking import masked
 from graphopt.pruning.recover import used_columns
-from graphopt.pruning.shorten import bypass_blocks, dead_of
+from graphopt.pruning.shorten import dead_of
 from graphopt.pruning.units import Unit
 from graphopt.reconstruct import Layer, Problem, Reader, behind, eliminate, layers, rebuild
 from graphopt.reconstruct.problem import why_fixed
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
-__all__ = ["measure_noise", "order_by_score", "order_channels"]
+__all__ = ["measure_noise", "order_by_score", "order_channels", "without"]
 
 Array = np.ndarray[Any, Any]
 
@@ -87,7 +88,8 @@ def measure_noise(
         unit, left = variant
         if left:
             return _variant(channels, unit, left, problems)
-        return _without(channels.model, unit, trial.batches if recover else [])
+        assert unit.block is not None
+        return without(channels.model, unit.block.name, trial.batches if recover else [])
 
     for unit in units:
         unit.noise = {unit.size: 0.0}
@@ -95,12 +97,18 @@ def measure_noise(
         unit.noise[n] = noise
 
 
-def _without(model: ir.Model, unit: Unit, batches: Sequence[Feeds]) -> ir.Model:
-    """A model with a bypass for a block of a unit."""
+def without(model: ir.Model, name: str, batches: Sequence[Feeds]) -> ir.Model:
+    """A model with a bypass for a block, and the next layers fitted to make up for it.
+
+    Args:
+        model: The model.
+        name: Name of the block.
+        batches: Samples to fit on; without any, the layers stay as they are.
+    """
     copy = ir.clone(model)
-    gone = bypass_blocks(Rewriter(copy), [unit], [0])
+    bypass(Rewriter(copy), next(b for b in find_blocks(copy) if b.name == name))
     if batches:
-        dirty = behind(copy, gone)
+        dirty = behind(copy, {name})
         names = [e.name for e in layers(copy) if e.name in dirty and why_fixed(e) is None][:_BEHIND]
 
         def near(layer: Layer) -> bool:

@@ -28,6 +28,7 @@ class Decompose(Pass):
     bytes: float | None = None
     latency: float | None = None
     payoff: float = 0.2
+    whole: bool = False
     skip: tuple[str, ...] = ()
     min_sqnr: float | None = None
     max_drop: float | None = None
@@ -72,8 +73,8 @@ class Decompose(Pass):
                 ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
         options = Options(
             (self._given() or [Goal("macs", 0.75)])[0], self.kinds(), payoff=self.payoff,
-            skip=self.skip, budget=Budget(self.min_sqnr, self.max_drop), samples=self.samples,
-            threads=self.threads, dry=self.dry,
+            whole=self.whole, skip=self.skip, budget=Budget(self.min_sqnr, self.max_drop),
+            samples=self.samples, threads=self.threads, dry=self.dry,
         )  # fmt: skip
         data = None if ctx.data is None else fitting(ctx.data, source)
         found = decompose(source, ctx.target, data, options, cache=ctx.cache)
@@ -92,9 +93,8 @@ class Decompose(Pass):
         ctx.rewriter().become(found.model)
         for remark in (found.reason, *found.remarks):
             ctx.remark(remark)
-        ctx.stats.applied[self.name] += sum(
-            row["form"] != "whole" for row in found.details["layers"]
-        )
+        rows, gone = found.details["layers"], found.details["removed"]
+        ctx.stats.applied[self.name] += len(gone) + sum(row["form"] != "whole" for row in rows)
         return True
 
     def _given(self) -> list[Goal]:

@@ -34,7 +34,8 @@ class Factorize(Decompose):
     none is given), forms (which forms there are to choose from: spatial, input, output, tucker,
     and depthwise, which convert-depthwise explains; all of them but the last if none is given),
     payoff (what part of the macs saved has to be saved in measured time, too, where that is
-    possible), skip (patterns of names of layers' nodes or outputs, or operators, that stay),
+    possible), whole (let layers beside shortcuts go whole, where that is the better choice), skip
+    (patterns of names of layers' nodes or outputs, or operators, that stay),
     min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
     predictions that may change, in percent), dry (only list layers, and what they would become),
     samples (how many to use, at most), threads (of an operator, when latency is measured).
