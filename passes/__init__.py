@@ -15,7 +15,7 @@ from graphopt.passes.cleanup import (
     RemoveUnusedOpsets,
 )
 from graphopt.passes.external import Onnxsim
-from graphopt.passes.factorize import ConvertDepthwise, Factorize
+from graphopt.passes.factorize import ConvertDepthwise, Factorize, SimplifyConvolutions
 from graphopt.passes.fold import FoldBranches, FoldConstants, FoldShapes, InferShapes
 from graphopt.passes.fusion import (
     FuseAffine,
@@ -97,6 +97,7 @@ PASSES = (
     PruneChannels,
     PruneHeads,
     PruneLayers,
+    SimplifyConvolutions,
     ConvertDepthwise,
     Factorize,
     Sparsify,
