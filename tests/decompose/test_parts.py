@@ -162,10 +162,13 @@ def test_nothing_is_to_be_made_up_for_where_the_layer_reads_zeros() -> None:
 
 def worse(part: Part, i: int, j: int) -> bool:
     """Whether form i is in nothing better than j, and in something worse."""
+    one, other = part.forms[i], part.forms[j]
+    if one and other and (one.kind, one.ranks) == (other.kind, other.ranks):
+        return False  # summands one by one, or joined: the clock tells
     pairs = [
         (part.noise[i], part.noise[j]),
         *((-part.saved[what][i], -part.saved[what][j]) for what in ("macs", "params")),
-        *[tuple(0 if f is None else f.operators for f in (part.forms[i], part.forms[j]))],
+        *[tuple(0 if f is None else f.operators for f in (one, other))],
     ]
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
