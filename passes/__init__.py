@@ -136,6 +136,10 @@ PIPELINES = {
     # Smaller numbers: both need a target that computes on them, int8 needs samples.
     "int8": "O2,quantize-int8",
     "fp16": "O2,convert-fp16",
+    # Fewer bytes of the same numbers.
+    "size": "O2,tie-weights,compact-storage",
+    # As few bytes as leave the outputs much the same; needs samples.
+    "tiny": "O2,tie-weights,share-weights{sqnr=17},compact-storage",
     # All there is, whatever time it takes.
     "O3": "O2,onnxsim,fixpoint{max=3}(O1,O2)",
 }

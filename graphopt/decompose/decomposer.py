@@ -12,6 +12,7 @@ import numpy as np
 from graphopt import ir
 from graphopt.calibration import Samples
 from graphopt.decompose.choose import Chooser
+from graphopt.decompose.embeddings import Embeddings
 from graphopt.decompose.emit import emit
 from graphopt.decompose.forms import Form
 from graphopt.decompose.items import Item, Removal, items
@@ -89,12 +90,18 @@ class _Decomposer:
         self.parts, self.reasons = find_parts(model, options.kinds, options.skip)
         self.before = {str(name): size for name, size in totals(model).items()}
         self.items: list[Item] = []
+        self.tables: Embeddings | None = None
         self.details: dict[str, Any] = {}
 
     def run(self) -> Outcome:
         self._check()
         measure_noise(self.model, self.parts, self.fit, 2)
         timed = self._time()
+        if self._shrinks:
+            self.tables = Embeddings(self.model, self.fit, self.options.skip, threads=2)
+            self.parts = [*self.tables.parts, *self.parts]
+            self.reasons |= self.tables.reasons
+            self._require_parts()
         self.items = items(self.parts, self._removals(timed) if self.options.whole else [])
         what = self.options.goal.what
         total = 1.0 if what == "latency" else self.before[what]
@@ -116,12 +123,21 @@ class _Decomposer:
             found, share, self.details, how="decomposed", exhausted=chooser.missed
         )
 
-    def _check(self) -> None:
-        options = self.options
+    @property
+    def _shrinks(self) -> bool:
+        """Whether embeddings may be products, too: they save no work, but numbers."""
+        return self.options.goal.what in ("params", "bytes") and "output" in self.options.kinds
+
+    def _require_parts(self) -> None:
         if not self.parts:
             reasons = list(dict.fromkeys(self.reasons.values()))
             why = "; ".join(reasons) or "none has constant weights of 32-bit floats"
             raise NotApplicable(f"no layer can be computed in parts: {why}")
+
+    def _check(self) -> None:
+        options = self.options
+        if not self._shrinks:
+            self._require_parts()
         if not self.fit:
             raise NotApplicable(
                 "needs calibration data (--data), to fit the parts to what layers compute"
@@ -196,7 +212,11 @@ class _Decomposer:
         """The model in parts: layer after layer is fitted as a whole, then written as parts."""
         factors: dict[str, list[Product]] = {}
         whole = bypassed(self.model, gone)
-        dirty = behind(whole, gone) if gone else set()
+        low: list[str] = []
+        if self.tables is not None:
+            whole = self.tables.applied(whole, forms, whole=True)
+            low = [part.name for part in self.tables.parts if part.name in forms]
+        dirty = behind(whole, [*gone, *low]) if gone or low else set()
 
         def change(problem: Problem) -> Array:
             form = forms.get(problem.layer.name)
@@ -211,7 +231,7 @@ class _Decomposer:
             only=lambda layer: not skipped(layer, self.options.skip), threads=2,
         )  # fmt: skip
         self.details["fits"] = [dataclasses.asdict(fit) for fit in fits]
-        found = ir.clone(whole)
+        found = ir.clone(whole) if self.tables is None else self.tables.applied(whole, forms)
         rw = Rewriter(found)
         for layer in list(layers(found)):
             groups = factors.get(layer.name)

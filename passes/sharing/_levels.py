@@ -20,7 +20,7 @@ from graphopt.runtime import Feeds
 from graphopt.sharing.level import Level, interpolated
 from graphopt.sharing.problems import shared_layer, with_bias
 
-__all__ = ["Choice", "chosen", "uniform"]
+__all__ = ["Choice", "Curves", "uniform"]
 
 Array = np.ndarray[Any, Any]
 
@@ -40,6 +40,8 @@ _REFERENCE = Level(6)
 _SAMPLES, _PART = 128, 4
 # Noise beyond this is all the same.
 _MOST = 1e30
+# How exactly the fewest bytes for some noise are found: a thousandth of the model.
+_BISECTIONS = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,55 +81,91 @@ def uniform(
     ]
 
 
-def chosen(
-    model: ir.Model, found: Sequence[Constant], batches: Sequence[Feeds], share: float,
-    block: int | None, vector: int, threads: int,
-) -> list[Choice]:  # fmt: skip
-    """The levels at which outputs change least for so many bytes.
+class Curves:
+    """What levels of each constant cost the outputs, and in bytes.
 
     The error that few values make in what a layer computes follows from the moments of its inputs;
     what it does to the outputs is measured, with few values in this constant alone.
-
-    Args:
-        model: The model.
-        found: Its constants.
-        batches: Samples; without any, the errors of the numbers themselves are compared.
-        share: Share of the model's bytes that may stay.
-        block: Rows that share a book, None for what is best.
-        vector: Elements of the vectors that constants may consist of which are not fitted.
-        threads: Threads within an operator.
-
-    Raises:
-        NotApplicable: The bytes are too few.
     """
-    levels = [_levels(each, block, vector) for each in found]
-    curves, noises = _measured(model, found, levels, batches, threads)
-    total = ir.nbytes(model)
-    others = total - sum(each.tensor.nbytes for each in found)
-    sizes = [
-        np.array([_nbytes(each, level) for level in some])
-        for each, some in zip(found, levels, strict=True)
-    ]
-    scaled = [
-        noise * curve / max(float(curve[some.index(_reference(each, some))]), 1e-300)
-        for each, some, curve, noise in zip(found, levels, curves, noises, strict=True)
-    ]
 
-    def left(places: Sequence[int]) -> float:
-        taken = sum(float(size[at]) for size, at in zip(sizes, places, strict=True))
-        return (others + taken) / total
+    def __init__(
+        self, model: ir.Model, found: Sequence[Constant], batches: Sequence[Feeds],
+        block: int | None, vector: int, threads: int,
+    ) -> None:  # fmt: skip
+        """Measure.
 
-    saved = [(each.tensor.nbytes - size) / total for each, size in zip(found, sizes, strict=True)]
-    picked = allocate(scaled, saved, left, share)
-    if (least := left(picked)) > share:
-        raise NotApplicable(
-            f"bytes={share:g} is too little: 2 values for each constant leave {least:.3g} of the "
-            "model; raise it, or let sparsify{code=false} make zeros before"
-        )
-    return [
-        Choice(each, some[at], float(noise[at]))
-        for each, some, noise, at in zip(found, levels, scaled, picked, strict=True)
-    ]
+        Args:
+            model: The model.
+            found: Its constants.
+            batches: Samples; without any, the errors of the numbers themselves are compared.
+            block: Rows that share a book, None for what is best.
+            vector: Elements of the vectors that constants may consist of which are not fitted.
+            threads: Threads within an operator.
+        """
+        self._found = found
+        self._levels = [_levels(each, block, vector) for each in found]
+        curves, noises = _measured(model, found, self._levels, batches, threads)
+        self._total = ir.nbytes(model)
+        self._others = self._total - sum(each.tensor.nbytes for each in found)
+        self._sizes = [
+            np.array([_nbytes(each, level) for level in some])
+            for each, some in zip(found, self._levels, strict=True)
+        ]
+        self._noise = [
+            noise * curve / max(float(curve[some.index(_reference(each, some))]), 1e-300)
+            for each, some, curve, noise in zip(found, self._levels, curves, noises, strict=True)
+        ]
+
+    def for_bytes(self, share: float) -> list[Choice]:
+        """The levels at which outputs change least for a share of the model's bytes.
+
+        Raises:
+            NotApplicable: The bytes are too few.
+        """
+        picked = self._picked(share)
+        if (least := self._left(picked)) > share:
+            raise NotApplicable(
+                f"bytes={share:g} is too little: 2 values for each constant leave {least:.3g} of "
+                "the model; raise it, or let sparsify{code=false} make zeros before"
+            )
+        return self._choices(picked)
+
+    def for_noise(self, most: float) -> list[Choice]:
+        """The fewest bytes for some noise at the outputs, in units of their energy.
+
+        Where the noise is less than 16-bit floats or 256 values make, these are it.
+        """
+        low, high = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            picked = self._picked(middle)
+            if self._left(picked) <= middle and self._sum(picked) <= most:
+                high = middle
+            else:
+                low = middle
+        return self._choices(self._picked(high))
+
+    def _picked(self, share: float) -> list[int]:
+        saved = [
+            (each.tensor.nbytes - size) / self._total
+            for each, size in zip(self._found, self._sizes, strict=True)
+        ]
+        return allocate(self._noise, saved, self._left, share)
+
+    def _left(self, places: Sequence[int]) -> float:
+        taken = sum(float(size[at]) for size, at in zip(self._sizes, places, strict=True))
+        return (self._others + taken) / self._total
+
+    def _sum(self, places: Sequence[int]) -> float:
+        return sum(float(noise[at]) for noise, at in zip(self._noise, places, strict=True))
+
+    def _choices(self, places: Sequence[int]) -> list[Choice]:
+        return [
+            Choice(each, some[at], float(noise[at]))
+            for each, some, noise, at in zip(
+                self._found, self._levels, self._noise, places, strict=True
+            )
+        ]
 
 
 def _levels(constant: Constant, block: int | None, vector: int) -> list[Level]:

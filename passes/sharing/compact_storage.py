@@ -50,9 +50,9 @@ class CompactStorage(Pass):
     Needs: a target whose models ONNX Runtime optimizes when it loads them.
 
     Options: least (bytes that have to be saved for a constant to be coded, or rounded; 1024: the
-    nodes take some hundred), tolerance (norm of what may be lost of a floating-point constant, over that of
-    the constant; 0: nothing; else 16-bit floats and 9 to 255 equal steps are tried, too), skip
-    (patterns of names of constants that stay), deflate (report what the constants take after
+    nodes take some hundred), tolerance (norm of what may be lost of a floating-point constant, over
+    that of the constant; 0: nothing; else 16-bit floats and 9 to 255 equal steps are tried, too),
+    skip (patterns of names of constants that stay), deflate (report what the constants take after
     compression), dry (only report).
 
     Example: w: float[64,64,3,3] -> Gather(book: float[16], Reshape(Mod(Div(Cast(places), [16, 1]),

@@ -9,7 +9,7 @@ from graphopt import Context, Exactness, NotApplicable, Pass, ir
 from graphopt.calibration import fitting
 from graphopt.measure import Budget, Trial
 from graphopt.passes.sharing._constants import Constant, constants
-from graphopt.passes.sharing._levels import Choice, chosen, uniform
+from graphopt.passes.sharing._levels import Choice, Curves, uniform
 from graphopt.passes.sharing._similar import channels, merge
 from graphopt.passes.sharing._write import written
 from graphopt.passes.sharing.compact_storage import at_opset, store
@@ -23,6 +23,8 @@ __all__ = ["ShareWeights"]
 _ENTRIES = 16
 # Distances that are tried, each half of the one before, until a budget is kept.
 _HALVINGS = 3
+# Within so many dB a ratio is the one that was asked for; it is asked for so much more at most.
+_CLOSE, _MOST = 0.5, 6.0
 
 
 class ShareWeights(Pass):
@@ -47,18 +49,18 @@ class ShareWeights(Pass):
 
     Options: entries (values of a book, 2 to 256; 16), bytes (share of the model's bytes that may
     stay, instead of a number of entries: constants that the outputs depend on less get fewer
-    values, measured with each shared alone), blocks (output channels that share a book; 0 for all
-    of a constant; by default 0, and with bytes what is best), vector (elements of the vectors that
-    embeddings and other constants that are not fitted consist of, entries being of vectors then:
-    product quantization; 1), similar (distance below which constants of one shape become one, and
-    output channels of a layer alike; with min-sqnr or max-drop half of it and so on where too much
-    is lost; none by default), distance (euclidean: norm of the difference in units of the norm;
-    cosine), skip (patterns of names of constants, of
-    names or outputs of nodes, or operators, that stay), min-weights (smaller constants stay),
-    min-sqnr (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of
-    predictions that may change, in percent), samples (how many to use, at most), threads (of an
-    operator, when samples are run), code (store the weights in fewer bytes), dry
-    (only report).
+    values, measured with each shared alone), sqnr (ratio of signal to noise at the outputs, in dB,
+    instead of entries or bytes: as few bytes as it takes), blocks (output channels that share a
+    book; 0 for all of a constant; by default 0, and with bytes or sqnr what is best), vector
+    (elements of the vectors that embeddings and other constants that are not fitted consist of,
+    entries being of vectors then: product quantization; 1), similar (distance below which constants
+    of one shape become one, and output channels of a layer alike; with min-sqnr or max-drop half of
+    it and so on where too much is lost; none by default), distance (euclidean: norm of the
+    difference in units of the norm; cosine), skip (patterns of names of constants, of names or
+    outputs of nodes, or operators, that stay), min-weights (smaller constants stay), min-sqnr
+    (least signal-to-noise ratio of the outputs, in dB), max-drop (largest share of predictions that
+    may change, in percent), samples (how many to use, at most), threads (of an operator, when
+    samples are run), code (store the weights in fewer bytes), dry (only report).
 
     Example: Conv(x, w) -> Conv(x, w'), where w' has 16 different values
 
@@ -80,6 +82,7 @@ class ShareWeights(Pass):
     gated = False
     entries: int | None = None
     bytes: float | None = None
+    sqnr: float | None = None
     blocks: int | None = None
     vector: int = 1
     similar: float | None = None
@@ -106,8 +109,9 @@ class ShareWeights(Pass):
             raise ValueError(f"min-weights is 0 or more, not {self.min_weights}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
-        if self.entries is not None and self.bytes is not None:
-            raise ValueError("entries and bytes both say how many values there are; give one")
+        given = [n for n in ("entries", "bytes", "sqnr") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} say how many values there are; give one")
         if self.entries is not None and not 2 <= self.entries <= 256:
             raise ValueError(f"entries are 2 to 256 values, not {self.entries}")
         if self.bytes is not None and not 0 < self.bytes < 1:
@@ -131,11 +135,11 @@ class ShareWeights(Pass):
             raise NotApplicable(f"no constant can get few values: {reasons}")
         if fit:
             check_budget(budget, aside)
-        elif budget != Budget():
-            raise NotApplicable("min-sqnr and max-drop need calibration data (--data)")
+        elif budget != Budget() or self.sqnr is not None:
+            raise NotApplicable("sqnr, min-sqnr and max-drop need calibration data (--data)")
         trial = Trial(original, aside or fit) if fit else None
         for most in self._distances(budget):
-            changed, choices, fits, merged = self._made(original, found, most, fit)
+            changed, choices, fits, merged = self._made(original, found, most, fit, trial)
             quality = None if trial is None else trial.quality(changed)
             why = None if quality is None or budget == Budget() else budget.obstacle(quality)
             if why is None:
@@ -146,6 +150,8 @@ class ShareWeights(Pass):
         if quality is not None:
             ctx.details["quality"] = {**quality.to_json(), "aside": bool(aside)}
             which = "that decided nothing" if aside else "calibrated on"
+            if self.sqnr is not None:
+                which = "that told how few values do"
             ctx.remark(f"{quality} on {quality.samples} samples {which}")
             if (doubt := budget.doubt(quality)) is not None:
                 ctx.remark(doubt)
@@ -175,7 +181,7 @@ class ShareWeights(Pass):
 
     def _made(
         self, original: ir.Model, found: Sequence[Constant], most: float | None,
-        fit: Sequence[Feeds],
+        fit: Sequence[Feeds], trial: Trial | None,
     ) -> tuple[ir.Model, list[Choice], list[Fit], dict[str, int]]:  # fmt: skip
         """The model with few values, what each constant got, and what was merged before."""
         start = original
@@ -184,30 +190,54 @@ class ShareWeights(Pass):
             start = ir.clone(original)
             merged["constants"] = merge(start, self._constants(start, fit), most, self.distance)
             found = self._constants(start, fit)
-        if self.bytes is None:
+        curves = None
+        if self.bytes is None and self.sqnr is None:
             choices = uniform(found, self.entries or _ENTRIES, self.blocks, self.vector)
         else:
-            choices = chosen(
-                start, found, fit, self.bytes, self.blocks, self.vector, self.threads
-            )  # fmt: skip
+            curves = Curves(start, found, fit, self.blocks, self.vector, self.threads)
+            choices = (
+                curves.for_noise(_noise(self.sqnr))
+                if self.sqnr is not None
+                else curves.for_bytes(self.bytes or 1.0)
+            )
+        choices = self._alike(choices, most, fit)
+        changed, fits = written(original, start, choices, fit, self.threads)
+        if self.sqnr is not None and trial is not None and curves is not None:
+            # Noises of single constants do not quite add up, and layers make up for those before.
+            reached = trial.quality(changed).sqnr_db
+            if abs(reached - self.sqnr) > _CLOSE:
+                wanted = self.sqnr + max(min(self.sqnr - reached, _MOST), -_MOST)
+                choices = self._alike(curves.for_noise(_noise(wanted)), most, fit)
+                changed, fits = written(original, start, choices, fit, self.threads)
         if most is not None and fit:
-            choices = [
-                dataclasses.replace(each, same=channels(each.constant, most, self.distance))
-                for each in choices
-            ]
             merged["channels"] = sum(
                 len(each.same) - 1 - int(each.same.max())
                 for each in choices
                 if each.same is not None
             )
-        changed, fits = written(original, start, choices, fit, self.threads)
         return changed, choices, fits, merged
+
+    def _alike(
+        self, choices: list[Choice], most: float | None, fit: Sequence[Feeds]
+    ) -> list[Choice]:
+        """Choices with output channels that are made alike."""
+        if most is None or not fit:
+            return choices
+        return [
+            dataclasses.replace(each, same=channels(each.constant, most, self.distance))
+            for each in choices
+        ]
 
     def _constants(
         self, model: ir.Model, fit: Sequence[Feeds], ctx: Context | None = None
     ) -> list[Constant]:
-        least = 2 if self.bytes is not None else self.entries or _ENTRIES
+        least = 2 if self.bytes is not None or self.sqnr is not None else self.entries or _ENTRIES
         return constants(model, self.skip, self.min_weights, least, fit=bool(fit), ctx=ctx)
+
+
+def _noise(sqnr_db: float) -> float:
+    """Energy of noise in units of the signal's."""
+    return float(10 ** (-sqnr_db / 10))
 
 
 def _tell(choices: Sequence[Choice], fits: Sequence[Fit], ctx: Context) -> None:

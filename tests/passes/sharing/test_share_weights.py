@@ -399,7 +399,7 @@ def test_nothing_to_share() -> None:
     [
         ("entries=1", "entries are 2 to 256 values, not 1"),
         ("entries=257", "entries are 2 to 256 values, not 257"),
-        ("entries=4 bytes=0.1", "entries and bytes both say how many values there are; give one"),
+        ("entries=4 bytes=0.1", "entries and bytes say how many values there are; give one"),
         ("bytes=0", r"bytes is a share of the model's bytes, in \(0, 1\), not 0"),
         ("bytes=1", "bytes is a share of the model's bytes"),
         ("similar=0", r"similar is a distance, in \(0, 1\), not 0"),
@@ -424,7 +424,7 @@ def test_budgets() -> None:
     assert missed.status == "not-applicable"
     assert missed.details["missed"].startswith("with so few values, SQNR")
     none = run(PLAIN % "min-sqnr=5", data=None).report.passes[0]
-    assert none.reason == "min-sqnr and max-drop need calibration data (--data)"
+    assert none.reason == "sqnr, min-sqnr and max-drop need calibration data (--data)"
     one = run(PLAIN % "min-sqnr=5", data=[{n: v[:1] for n, v in batches()[0].items()}])
     assert "need samples that nothing is fitted to" in (one.report.passes[0].reason or "")
     few = run(PLAIN % "max-drop=5", data=batches(count=2)).report.passes[0]
@@ -482,3 +482,13 @@ def test_trained_networks_keep_their_predictions(
     assert quality.agreement >= agreement
     ir.save(result.model, tmp_path / "small.onnx")
     assert (tmp_path / "small.onnx").stat().st_size <= size * source.stat().st_size
+
+
+def test_as_few_bytes_as_a_ratio_takes() -> None:
+    sizes = []
+    for sqnr in (10, 20, 30):
+        found = run(PLAIN % f"sqnr={sqnr}", data=batches(count=64)).report.passes[0]
+        assert found.status == "ok"
+        assert found.details["quality"]["sqnr_db"] > sqnr - 4
+        sizes.append(sum(row["bytes_after"] for row in found.details["shared"]))
+    assert sizes == sorted(set(sizes))
