@@ -282,16 +282,16 @@ def accuracy(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         val, train = row.get("val", {}), row.get("train", {})
         shown.append((
-            row["model"], row["form"], _two(_inverse(row.get("macs"))),
-            *(_two(val.get(k)) for k in ("top1", "drop", "agree", "sqnr_db")),
-            *(_two(train.get(k)) for k in ("drop", "agree", "sqnr_db")), row.get("error"),
+            row["model"], row["form"], two(inverse(row.get("macs"))),
+            *(two(val.get(k)) for k in ("top1", "drop", "agree", "sqnr_db")),
+            *(two(train.get(k)) for k in ("drop", "agree", "sqnr_db")), row.get("error"),
         ))  # fmt: skip
     title = f"Accuracy on 5,000 test images, and on {HELD:,} training images that calibrate nothing"
     return table(headers, shown, title)
 
 
 def speed(rows: list[dict[str, Any]]) -> str:
-    """What is left of a network, how fast it is, and what pruning took."""
+    """What is left of a network, how fast it is, and what making it took."""
     headers = (
         "model", "form", "params", "file",
         *(f"{text} {size}" for size in SIZES for text in ("ms", "x original", "x O2")),
@@ -299,16 +299,16 @@ def speed(rows: list[dict[str, Any]]) -> str:
     )  # fmt: skip
     shown = [
         (
-            row["model"], row["form"], *(_two(row.get(k)) for k in ("params", "file")),
-            *(_two(v) for size in SIZES for v in (
-                row.get(f"ms, {size}"), _inverse(row.get(f"time, {size}")),
-                _inverse(row.get(f"time of O2, {size}")),
+            row["model"], row["form"], *(two(row.get(k)) for k in ("params", "file")),
+            *(two(v) for size in SIZES for v in (
+                row.get(f"ms, {size}"), inverse(row.get(f"time, {size}")),
+                inverse(row.get(f"time of O2, {size}")),
             )),
             row.get("seconds"), row.get("cpu_s"), row.get("peak_mb"),
         )
         for row in rows
     ]  # fmt: skip
-    return table(headers, shown, "What is left, speed (one thread, CPU time), what pruning took")
+    return table(headers, shown, "What is left, speed (one thread, CPU time), what making it took")
 
 
 def bars(rows: list[dict[str, Any]]) -> str:
@@ -320,11 +320,13 @@ def bars(rows: list[dict[str, Any]]) -> str:
     return table(headers, shown, "What ResNet-56 has to reach") if shown else ""
 
 
-def _inverse(value: float | None) -> float | None:
+def inverse(value: float | None) -> float | None:
+    """One over a figure, where there is one."""
     return None if value is None else 1 / value
 
 
-def _two(value: float | None) -> str | None:
+def two(value: float | None) -> str | None:
+    """A figure with two decimals, where there is one."""
     return None if value is None or not np.isfinite(value) else f"{value:.2f}"
 
 
