@@ -37,8 +37,8 @@ FORMS = {
     SPATIAL: "factorize{macs=0.5 forms=spatial}",
     TWICE: "factorize{macs=0.5}",
     LOW_RANK: f"factorize{{{LATENCY}}}",
-    MIXED: f"factorize{{{ANY}}}",
-    "mixed faster or gone": f"factorize{{{ANY} whole=true}}",
+    MIXED: f"factorize{{{ANY} whole=true}}",
+    "mixed faster and no layer goes": f"factorize{{{ANY}}}",
     PRUNED: f"prune-channels{{{LATENCY}}}",
 }
 ALONE = (FAST, LOW_RANK, PRUNED)
