@@ -102,7 +102,8 @@ class Product:
         """The last factor: linear in features that the others make of the columns."""
         basis = self._basis()
         moments = basis.T @ metric.gram @ basis
-        moments[np.diag_indices_from(moments)] += _RIDGE * np.trace(moments) / len(moments)
+        # Where all features are zero, any number does.
+        moments[np.diag_indices_from(moments)] += _RIDGE * np.trace(moments) / len(moments) or 1.0
         found = np.linalg.solve(moments, basis.T @ metric.pull)
         self.factors[-1] = found.reshape(self.factors[-1].shape)
 

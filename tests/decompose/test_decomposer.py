@@ -11,7 +11,7 @@ from decompose.decomposed import Clock, decomposed
 from decompose.test_parts import CASES, SHARED, batches
 from pruning.pruned import Data, elements, valid
 from pruning.test_noise import images, residual
-from reconstruct.single import network, normal
+from reconstruct.single import constant, network, normal
 
 from graphopt import ir
 from graphopt.analyses import Cost
@@ -186,6 +186,62 @@ def test_layers_that_are_too_small() -> None:
     model = network("y = MatMul(x, w)", "N,2", w=normal(2, 2))
     with pytest.raises(NotApplicable, match="no form of it is smaller"):
         decomposed(model, "macs", 0.5, [{"x": normal(4, 2)}])
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (4, 4, 3, 3)])
+def test_weights_of_zeros(shape: tuple[int, ...]) -> None:
+    op, sizes = ("MatMul", (12,)) if len(shape) == 2 else ("Conv", (4, 6, 6))
+    inputs = ",".join(map(str, ("N", *sizes)))
+    model = network(f"a = {op}(x, w) y = Relu(a)", inputs, w=np.zeros(shape))
+    found = decomposed(model, "macs", 0.6, batches(sizes))
+    small = valid(model, found, batches(sizes))
+    assert Cost(small).macs <= 0.6 * Cost(model).macs
+
+
+def test_samples_that_tell_nothing() -> None:
+    model = network("y = MatMul(x, w)", "N,12", w=normal(12, 12))
+    for value in (0.0, 1.0):
+        data = [{"x": np.full((8, 12), value, np.float32)}] * 4
+        found = decomposed(model, "macs", 0.6, data)
+        valid(model, found, data)
+        assert found.details["quality"]["cosine"] > 0.999
+
+
+def test_an_output_that_is_used_in_the_model_too() -> None:
+    body = "y = MatMul(x, w) b = Relu(y) c = MatMul(b, v) d = Add(y, c)"
+    model = network(body, "N,12", w=normal(12, 12) / 3, v=normal(12, 12, seed=1) / 3)
+    valid(model, decomposed(model, "macs", 0.6, ROWS), ROWS)
+
+
+def test_layers_beside_branches() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]>\n'
+        f"m (float[N,12] x, bool c) => (float[N,12] y) <{constant('w', normal(12, 12))}> "
+        "{ a = MatMul(x, w) y = If(c)<then_branch = t () => (float[N,12] p) { p = Relu(a) }, "
+        "else_branch = e () => (float[N,12] q) { q = Neg(a) }> }"
+    )
+    model = ir.parse_text(text)
+    ir.infer_shapes(model)
+    data = [{"x": rows["x"], "c": np.array(i % 2 == 0)} for i, rows in enumerate(ROWS)]
+    valid(model, decomposed(model, "macs", 0.7, data), data)
+
+
+def test_embeddings_are_products_where_numbers_have_to_be_saved() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]>\n'
+        f"m (int64[N,4] x) => (float[N,4,12] y) <{constant('e', normal(50, 12))}, "
+        f"{constant('w', normal(12, 12))}> {{ a = Gather(e, x) y = MatMul(a, w) }}"
+    )
+    model = ir.parse_text(text)
+    ir.infer_shapes(model)
+    data = [{"x": np.random.default_rng(i).integers(0, 50, (16, 4))} for i in range(4)]
+    found = decomposed(model, "params", 0.7, data)
+    small = valid(model, found, data)
+    assert forms(found)["a"].startswith("output ")
+    assert elements(small)[0] <= 0.7 * elements(model)[0]
+    assert found.details["left"]["params"] == elements(small)[0] / elements(model)[0]
+    assert "a" not in forms(decomposed(model, "macs", 0.7, data))
+    assert "a" not in forms(decomposed(model, "params", 0.9, data, skip=("Gather",)))
 
 
 # Samples
