@@ -1,12 +1,12 @@
 """ResNet-56 and MiniLM with few values for their weights: quality, file size, load time, latency.
 
-``O2,share-weights`` in several forms, and ``tiny``, beside k-means without data and onnxsim's. Calibrated on 512
-training images or 149 sentences, judged on 5,000 images or 100 sentences that decide nothing. Every
-run is a process of its own, its memory the ``VmHWM`` of that process. onnxsim gets the model after
-O2, with its normalizations folded. Exits with 1 where a bar is missed: with 16 values at most 0.4
-points of top-1 lost in 0.14 times the file; at most 1.5 points lost in 0.1 times it; of MiniLM a
-mean cosine of 0.97 in 0.16 times it; the operators that ONNX Runtime runs have to be those of the
-dense model, and their time the same within 3 %.
+``O2,share-weights`` in several forms, and ``tiny``, beside k-means without data and onnxsim's.
+Calibrated on 512 training images or 149 sentences, judged on 5,000 images or 100 sentences that
+decide nothing. Every run is a process of its own, its memory the ``VmHWM`` of that process. onnxsim
+gets the model after O2, with its normalizations folded. Exits with 1 where a bar is missed: with 16
+values at most 0.4 points of top-1 lost in 0.14 times the file; at most 1.5 points lost in 0.1 times
+it; of MiniLM a mean cosine of 0.97 in 0.16 times it; the operators that ONNX Runtime runs have to
+be those of the dense model, and their time the same within 3 %.
 """
 
 from __future__ import annotations
