@@ -80,7 +80,7 @@ class Constant:
 
 
 def constants(
-    model: ir.Model, skip: Sequence[str], least: int, entries: int, *, fit: bool,
+    model: ir.Model, skip: Sequence[str], least: int, entries: int, *, fit: bool, code: bool,
     ctx: Context | None = None,
 ) -> list[Constant]:  # fmt: skip
     """The constants that may get few values; the reasons of others are reported.
@@ -91,10 +91,12 @@ def constants(
         least: Numbers that a constant has at least.
         entries: Values that it has more than.
         fit: Whether there are samples that layers can be fitted to.
+        code: Whether they are to be stored in fewer bytes, which those of subgraphs cannot.
         ctx: Where reasons go, if anywhere.
     """
     fitted = {each.node.inputs[1]: each for each in layers(model) if why_fixed(each) is None}
     found = []
+    above = set(model.graph)
     for value in model.graph.initializers.values():
         tensor = ir.const(value)
         if tensor is None or value.is_graph_output() or not value.uses():
@@ -109,7 +111,10 @@ def constants(
         layer = fitted.get(value)
         if layer is not None and layer.adds is not None:
             nodes.append(layer.adds)
-        why = _why_not(value, nodes, skip, least) or _no_weight(value) or _unlike(tensor, entries)
+        why = _why_not(value, nodes, skip, least) or _no_weight(value)
+        if why is None and code and not above.issuperset(nodes):
+            why = "a subgraph uses it, so that it would not take fewer bytes"
+        why = why or _unlike(tensor, entries)
         if why is not None:
             if ctx is not None:
                 ctx.decline("share", why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Sequence
 
 from graphopt import Context, Exactness, NotApplicable, Pass, ir
@@ -128,6 +129,7 @@ class ShareWeights(Pass):
         budget = Budget(self.min_sqnr, self.max_drop)
         data = None if ctx.data is None else fitting(ctx.data, original)
         fit, aside = split(data, self.samples)
+        self._misnamed(original, ctx)
         found = self._constants(original, fit, ctx)
         if not found:
             declined = dict.fromkeys(each.partition(": ")[2] for each in ctx.stats.declined)
@@ -135,6 +137,10 @@ class ShareWeights(Pass):
             raise NotApplicable(f"no constant can get few values: {reasons}")
         if fit:
             check_budget(budget, aside)
+            if self.sqnr is not None and not aside:
+                raise NotApplicable(
+                    "sqnr needs samples that nothing is fitted to; give more than one (--data)"
+                )
         elif budget != Budget() or self.sqnr is not None:
             raise NotApplicable("sqnr, min-sqnr and max-drop need calibration data (--data)")
         trial = Trial(original, aside or fit) if fit else None
@@ -153,6 +159,8 @@ class ShareWeights(Pass):
             if self.sqnr is not None:
                 which = "that told how few values do"
             ctx.remark(f"{quality} on {quality.samples} samples {which}")
+            if self.sqnr is not None and quality.sqnr_db < self.sqnr - _CLOSE:
+                ctx.remark(f"sqnr={self.sqnr:g} was not reached; min-sqnr declines such a result")
             if (doubt := budget.doubt(quality)) is not None:
                 ctx.remark(doubt)
         else:
@@ -228,11 +236,22 @@ class ShareWeights(Pass):
             for each in choices
         ]
 
+    def _misnamed(self, model: ir.Model, ctx: Context) -> None:
+        """Tell which patterns skip nothing."""
+        nodes, names = list(ir.all_nodes(model)), list(model.graph.initializers)
+        for pattern in self.skip:
+            if not fnmatch.filter(names, pattern) and not any(
+                ir.matches(node, [pattern]) for node in nodes
+            ):
+                ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
+
     def _constants(
         self, model: ir.Model, fit: Sequence[Feeds], ctx: Context | None = None
     ) -> list[Constant]:
         least = 2 if self.bytes is not None or self.sqnr is not None else self.entries or _ENTRIES
-        return constants(model, self.skip, self.min_weights, least, fit=bool(fit), ctx=ctx)
+        return constants(
+            model, self.skip, self.min_weights, least, fit=bool(fit), code=self.code, ctx=ctx
+        )
 
 
 def _noise(sqnr_db: float) -> float:

@@ -370,6 +370,37 @@ def test_tables_that_are_added_stay() -> None:
     assert result.report.passes[0].declined == {reason: 1}
 
 
+def test_what_subgraphs_read_loses_nothing_where_bytes_are_what_is_wanted() -> None:
+    model = ir.parse_text(f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[N,16] x, bool c) => (float[N,24] y) <{declared("v", weights()["v"])}> {{
+        a = MatMul(x, v)
+        b = If(c) <then_branch = t () => (float[N,24] p) {{ p = MatMul(x, v) }},
+                   else_branch = e () => (float[N,24] q) {{ q = Relu(a) }}>
+        y = Add(a, b)
+    }}
+    """)
+    found = run("share-weights{min-weights=100}", model, None).report.passes[0]
+    assert (found.status, found.reason) == (
+        "not-applicable",
+        "no constant can get few values: a subgraph uses it, so that it would not take fewer bytes",
+    )
+    plain = run(PLAIN % "", model, None)
+    assert different(plain.model) == {"v": 16}
+
+
+def test_patterns_that_skip_nothing_are_told() -> None:
+    remarks = run(PLAIN % "skip=w,Conv,nothing").report.passes[0].remarks
+    assert [each for each in remarks if "matches" in each] == [
+        "nothing matches 'nothing', which was to be skipped"
+    ]
+
+
+def test_a_ratio_out_of_reach_is_told() -> None:
+    remarks = run(PLAIN % "sqnr=200", data=batches(count=64)).report.passes[0].remarks
+    assert "sqnr=200 was not reached; min-sqnr declines such a result" in remarks
+
+
 def test_a_dry_run_only_tells() -> None:
     result = run(PLAIN % "dry")
     assert not result.report.changed
@@ -427,6 +458,8 @@ def test_budgets() -> None:
     assert none.reason == "sqnr, min-sqnr and max-drop need calibration data (--data)"
     one = run(PLAIN % "min-sqnr=5", data=[{n: v[:1] for n, v in batches()[0].items()}])
     assert "need samples that nothing is fitted to" in (one.report.passes[0].reason or "")
+    one = run(PLAIN % "sqnr=20", data=[{n: v[:1] for n, v in batches()[0].items()}])
+    assert (one.report.passes[0].reason or "").startswith("sqnr needs samples that nothing is")
     few = run(PLAIN % "max-drop=5", data=batches(count=2)).report.passes[0]
     assert "max-drop cannot be judged on the 4 samples" in (few.reason or "")
 
