@@ -49,6 +49,10 @@ _SWEEPS = 8
 _SECONDS = 0.8
 # Samples that the noise of blocks is measured on.
 _TRIED = 128
+_FITTED = (
+    "parts were fitted to the samples that this quality is of; give more than one batch to see "
+    "that of others"
+)
 _DRY = "a dry run only lists what could be decomposed"
 
 
@@ -111,7 +115,8 @@ class _Decomposer:
         if self.options.dry:
             return Outcome(None, _DRY, self.details)
         if not any(places):
-            return Outcome(None, "no form of a layer is worth it for this goal", self.details)
+            why = "no form of a layer is worth it for this goal"
+            return Outcome(None, why, self.details, missed=True)
         found = self._made(*self._chosen(places))
         after = {str(name): size for name, size in totals(found).items()}
         left: dict[str, float] = {
@@ -119,9 +124,12 @@ class _Decomposer:
         }
         self.details["left"] = left
         share = chooser.share(places) if what == "latency" else left[what]
-        return self._judge.verdict(
+        outcome = self._judge.verdict(
             found, share, self.details, how="decomposed", exhausted=chooser.missed
         )
+        if self.aside:
+            return outcome
+        return dataclasses.replace(outcome, remarks=(*outcome.remarks, _FITTED))
 
     @property
     def _shrinks(self) -> bool:

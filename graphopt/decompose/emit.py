@@ -13,7 +13,7 @@ from graphopt.decompose.forms import Form, shapes, split_axis
 from graphopt.reconstruct import Layer
 from graphopt.rewrite import Rewriter
 
-__all__ = ["emit", "made_up"]
+__all__ = ["emit", "made_up", "stand_in"]
 
 Array = np.ndarray[Any, Any]
 
@@ -25,6 +25,13 @@ def made_up(form: Form, layer: Layer, rng: np.random.Generator) -> list[Array]:
         factor = rng.normal(size=(layer.groups, *shape))
         found.append(factor / np.sqrt(np.prod(shape) / shape[-1]))
     return found
+
+
+def stand_in(rw: Rewriter, layer: Layer, form: Form, rng: np.random.Generator) -> None:
+    """Replace a layer by parts with made-up weights, and the bias that fitting gives it."""
+    if layer.takes_bias and layer.adds is None and layer.node.inputs[2:3] in ((), (None,)):
+        rw.set_input(layer.node, 2, rw.const(np.zeros(layer.outputs, np.float32), "bias"))
+    emit(rw, layer, form, made_up(form, layer, rng))
 
 
 def emit(rw: Rewriter, layer: Layer, form: Form, factors: Sequence[Array]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphopt import ir
-from graphopt.decompose.emit import emit, made_up
+from graphopt.decompose.emit import stand_in
 from graphopt.decompose.forms import Form, Kind, fitted, forms
 from graphopt.decompose.product import Metric, Product
 from graphopt.measure import Trial
@@ -119,7 +119,7 @@ def _sized(
             part = ir.clone(part)
             (own,) = layers(part)
             rw = Rewriter(part)
-            emit(rw, own, form, made_up(form, own, rng))
+            stand_in(rw, own, form, rng)
             rw.remove_initializers()
             ir.infer_shapes(part)
         sizes.append(totals(part))

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.analyses import Cost
-from graphopt.decompose.emit import emit, made_up
+from graphopt.decompose.emit import stand_in
 from graphopt.decompose.forms import Form
 from graphopt.decompose.parts import Part
 from graphopt.measure import LatencyTable, race, seconds_of, shaped
@@ -128,7 +128,7 @@ def changed(model: ir.Model, forms: Mapping[str, Form | None]) -> ir.Model:
     for layer in list(layers(copy)):
         form = forms.get(layer.name)
         if form is not None:
-            emit(rw, layer, form, made_up(form, layer, rng))
+            stand_in(rw, layer, form, rng)
     rw.remove_initializers()
     ir.infer_shapes(copy)
     return copy

@@ -45,6 +45,8 @@ def separate(conv: Convolution, rw: Rewriter) -> ir.Value | None:
     """
     if conv.data.dtype.itemsize == 2:
         return None  # what is between the steps would be rounded to 16 bits
+    if not conv.data.any():
+        return None  # a product of anything, and constant
     macs = {split: _macs(conv, split) for split in _splits(conv)}
     for split in sorted(macs, key=lambda s: (macs[s], not s.first)):
         factors = _factors(conv, split)

@@ -96,6 +96,14 @@ def test_goals_are_met_and_the_sizes_said_are_those_of_the_model(
     }
 
 
+def test_biases_that_layers_get_count() -> None:
+    model = residual()
+    found = decomposed(model, "params", 0.6)
+    small = valid(model, found)
+    saved = sum(row["saved"]["params"] for row in found.details["layers"])
+    assert elements(small)[0] == elements(model)[0] - saved
+
+
 def test_the_less_may_be_left_the_more_is_lost() -> None:
     ratios = [
         decomposed(residual(), "macs", left).details["quality"]["sqnr_db"]
@@ -273,6 +281,7 @@ def test_one_batch_is_cut() -> None:
     valid(model, found)
     assert found.details["quality"]["samples"] == 8
     assert found.details["quality"]["aside"]
+    assert not found.remarks
 
 
 def test_one_batch_that_cannot_be_cut() -> None:
@@ -281,6 +290,7 @@ def test_one_batch_that_cannot_be_cut() -> None:
     found = decomposed(model, "macs", 0.7, data)
     valid(model, found, data)
     assert not found.details["quality"]["aside"]
+    assert any("parts were fitted to the samples" in remark for remark in found.remarks)
     with pytest.raises(NotApplicable, match="need samples that nothing is fitted to"):
         decomposed(model, "macs", 0.7, data, budget=Budget(sqnr_db=1.0))
 

@@ -243,6 +243,14 @@ def test_kernels_that_stay(attrs: str, place: slice, reason: str) -> None:
     assert (reason in found) if reason else not found
 
 
+def test_zeros_are_not_computed_in_two_steps() -> None:
+    model = build(
+        "g (float[1,64,32,32] x) => (float[] y) { y = Conv<pads=[1,1,1,1]>(x, w) }",
+        w=np.zeros((64, 64, 3, 3), np.float32),
+    )
+    assert "all weights are zero" in declined(model)
+
+
 def test_random_weights() -> None:
     rng = np.random.default_rng(3)
     for seed in range(20):
