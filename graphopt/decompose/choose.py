@@ -34,6 +34,7 @@ class Chooser:
         self,
         items: Sequence[Item],
         total: float,
+        added: float,
         options: Options,
         measure: Callable[[Sequence[int]], float] | None,
     ) -> None:
@@ -42,11 +43,13 @@ class Chooser:
         Args:
             items: What is chosen by itself.
             total: Size of the original, in what the goal is about.
+            added: What fitting adds to that: biases.
             options: What is asked for.
             measure: Latency of the model with some options, in units of the original's; None where
                 it cannot be measured, or is of no interest.
         """
-        self.items, self.total, self.measure = items, total, measure
+        self.items, self.measure = items, measure
+        self.total, self.added = total, added
         goal = options.goal
         self._what = goal.what
         self._size = None if goal.what == "latency" else goal.left
@@ -90,7 +93,7 @@ class Chooser:
         if self._what not in MEASURES:
             return self._expected(places)
         saved = (p.saved[self._what][i] for p, i in zip(self.items, places, strict=True))
-        return 1.0 - math.fsum(saved) / self.total
+        return 1.0 + (self.added - math.fsum(saved)) / self.total
 
     def _expected(self, places: Sequence[int]) -> float:
         return 1.0 - math.fsum(p.faster[i] for p, i in zip(self.items, places, strict=True))

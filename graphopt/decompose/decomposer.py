@@ -34,6 +34,7 @@ from graphopt.measure import (
     settings,
 )
 from graphopt.pruning.batches import check_budget, first, split
+from graphopt.pruning.biases import with_biases
 from graphopt.pruning.sizes import MEASURES, totals
 from graphopt.reconstruct import Problem, behind, layers, rebuild
 from graphopt.rewrite import Rewriter
@@ -91,8 +92,11 @@ class _Decomposer:
     ) -> None:
         self.model, self.target, self.options, self.cache = model, target, options, cache
         self.fit, self.aside = split(data, options.samples)
-        self.parts, self.reasons = find_parts(model, options.kinds, options.skip)
+        # Fitting gives layers a bias that have none.
+        grown = with_biases(model)
+        self.parts, self.reasons = find_parts(grown, options.kinds, options.skip)
         self.before = {str(name): size for name, size in totals(model).items()}
+        self.biases = {str(name): size - self.before[name] for name, size in totals(grown).items()}
         self.items: list[Item] = []
         self.tables: Embeddings | None = None
         self.details: dict[str, Any] = {}
@@ -108,8 +112,9 @@ class _Decomposer:
             self._require_parts()
         self.items = items(self.parts, self._removals(timed) if self.options.whole else [])
         what = self.options.goal.what
-        total = 1.0 if what == "latency" else self.before[what]
-        chooser = Chooser(self.items, total, self.options, self._measured if timed else None)
+        total, added = (1.0, 0.0) if what == "latency" else (self.before[what], self.biases[what])
+        measure = self._measured if timed else None
+        chooser = Chooser(self.items, total, added, self.options, measure)
         places = chooser.choose()
         self._list(places)
         if self.options.dry:
@@ -254,10 +259,17 @@ class _Decomposer:
     def _list(self, places: Sequence[int]) -> None:
         """List the layers and blocks, and what becomes of them."""
         forms, gone = self._chosen(places)
+        lost = {
+            name
+            for item, place in zip(self.items, places, strict=True)
+            if item.removed[place] is not None
+            for each in item.forms
+            for name in each
+        }
         self.details["layers"] = [
             {
                 "name": part.name,
-                "form": str(forms.get(part.name, "whole")),
+                "form": "removed" if part.name in lost else str(forms.get(part.name, "whole")),
                 "noise": float(part.noise[place]),
                 "error": float(part.errors[place]),
                 "faster": float(part.faster[place]),

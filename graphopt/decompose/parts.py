@@ -32,6 +32,8 @@ _SAMPLES, _PART = 128, 4
 # Error of the form that noise is measured with, as a share of the energy: the noise of others
 # follows from their errors.
 _LIKELY = 0.03
+# Noise beyond this is all the same, and less is rounding.
+_MOST, _ROUNDING = 1e30, 1e-10
 
 
 @dataclasses.dataclass(eq=False)
@@ -183,8 +185,15 @@ def measure_noise(
     noises = trial.noises(lambda part: dense(model, part.name, tried[part.name]), parts)
     for part, noise in zip(parts, noises, strict=True):
         at = part.errors[places[part.name]]
-        part.noise = part.errors * (noise / max(at, 1e-300))
+        # Outputs may be no numbers any more; the layer as it is adds nothing even then.
+        found = part.errors * (min(noise, _MOST) / max(at, 1e-300))
+        part.noise = np.where(found < _ROUNDING, 0.0, found)
         _drop_dominated(part)
+
+
+def _terms(form: Form | None) -> tuple[Kind, tuple[int, ...]] | None:
+    """A form, however its terms are joined."""
+    return None if form is None else (form.kind, form.ranks)
 
 
 def _drop_dominated(part: Part) -> None:
@@ -195,7 +204,8 @@ def _drop_dominated(part: Part) -> None:
     for i in range(1, len(part.forms)):
         better = (part.noise <= part.noise[i]) & (macs >= macs[i]) & (params >= params[i])
         better &= counts <= counts[i]
-        better[i] = False
+        # Which of two ways to join the same terms is faster has to be measured.
+        better &= np.array([_terms(form) != _terms(part.forms[i]) for form in part.forms])
         equal = better & (part.noise == part.noise[i]) & (counts == counts[i])
         equal[:i] = False  # of two that are equal in all, the first one stays
         if not (better & ~equal).any():

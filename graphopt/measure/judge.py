@@ -143,5 +143,11 @@ class Judge:
         if not judged:
             return None, []
         trial = Trial(self.original, judged)
-        odd = "the model itself computes NaN or infinity on these samples, which do not count"
-        return trial.quality(changed), [] if trial.finite else [odd]
+        odd = []
+        if not trial.finite:
+            odd.append(
+                "the model itself computes NaN or infinity on these samples, which do not count"
+            )
+        if trial.silent:
+            odd.append("all outputs are zero on these samples, which tells nothing")
+        return trial.quality(changed), odd

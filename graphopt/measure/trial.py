@@ -64,6 +64,7 @@ class Trial:
     Attributes:
         batches: The inputs.
         finite: Whether the original computes no NaN and no infinity.
+        silent: Whether all that it computes is zero, which no noise compares with.
     """
 
     def __init__(self, model: ir.Model, batches: Iterable[Feeds]) -> None:
@@ -88,6 +89,7 @@ class Trial:
         self._energy = {
             n: math.fsum(square(_finite(r[n])) for r in self._reference) for n in self._names
         }
+        self.silent = not any(self._energy.values())
 
     def noise(self, model: ir.Model) -> float:
         """Energy of the difference in units of the original's, averaged over the outputs."""

@@ -94,7 +94,9 @@ class Decompose(Pass):
         for remark in (found.reason, *found.remarks):
             ctx.remark(remark)
         rows, gone = found.details["layers"], found.details["removed"]
-        ctx.stats.applied[self.name] += len(gone) + sum(row["form"] != "whole" for row in rows)
+        ctx.stats.applied[self.name] += len(gone) + sum(
+            row["form"] not in ("whole", "removed") for row in rows
+        )
         return True
 
     def _given(self) -> list[Goal]:

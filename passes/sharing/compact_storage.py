@@ -20,7 +20,7 @@ from graphopt.storage import (
 )
 from graphopt.targets import Target
 
-__all__ = ["CompactStorage", "at_opset", "store"]
+__all__ = ["CompactStorage", "at_opset", "store", "why_uncoded"]
 
 _TYPES = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
@@ -96,7 +96,7 @@ class CompactStorage(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Encode constant by constant, so that no more than one is in memory."""
-        why = _why_not(ctx.target)
+        why = why_uncoded(ctx.target)
         if why is not None:
             raise NotApplicable(why)
         rw = ctx.rewriter()
@@ -205,7 +205,7 @@ def _report(rows: list[_Row], ctx: Context) -> None:
 
 def at_opset(model: ir.Model, ctx: Context) -> ir.Model:
     """A model at an opset that codes can be written in, where the target takes them."""
-    if ir.opset(model) >= MIN_OPSET or _why_not(ctx.target) is not None:
+    if ir.opset(model) >= MIN_OPSET or why_uncoded(ctx.target) is not None:
         return model
     try:
         return ir.convert_opset(model, MIN_OPSET)
@@ -234,7 +234,7 @@ def store(model: ir.Model, ctx: Context) -> None:
         ctx.remark(remark)
 
 
-def _why_not(target: Target) -> str | None:
+def why_uncoded(target: Target) -> str | None:
     """Why constants cannot be codes in models for a target; None where they can."""
     if not target.optimize:
         return (

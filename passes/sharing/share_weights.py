@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 
 from graphopt import Context, Exactness, NotApplicable, Pass, ir
@@ -12,8 +11,9 @@ from graphopt.measure import Budget, Trial
 from graphopt.passes.sharing._constants import Constant, constants
 from graphopt.passes.sharing._levels import Choice, Curves, uniform
 from graphopt.passes.sharing._similar import channels, merge
+from graphopt.passes.sharing._tell import tell, tell_misnamed
 from graphopt.passes.sharing._write import written
-from graphopt.passes.sharing.compact_storage import at_opset, store
+from graphopt.passes.sharing.compact_storage import at_opset, store, why_uncoded
 from graphopt.pruning.batches import check_budget, split
 from graphopt.reconstruct.rebuild import Fit
 from graphopt.runtime import Feeds
@@ -68,8 +68,8 @@ class ShareWeights(Pass):
     Declines when: there are no constants of enough numbers in two dimensions or more; bytes are
     fewer than the coarsest values take; for a constant, when it has few values already, NaN or
     infinity, is named in skip, or is read by other operators than those that multiply with it or
-    pick rows of it; the result is not as accurate as asked for. Weights stay uncoded
-    where compact-storage declines.
+    pick rows of it; the result is not as accurate as asked for; with code, models for
+    the target are not optimized by ONNX Runtime, so that it would decode codes in every run.
 
     References: Han et al. (2016), "Deep Compression"; Frantar et al. (2022), "GPTQ"; Egiazarian et
     al. (2024), "Extreme Compression of Large Language Models via Additive Quantization", for
@@ -124,12 +124,15 @@ class ShareWeights(Pass):
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Change a copy, and take it over."""
+        why = why_uncoded(ctx.target) if self.code else None
+        if why is not None:
+            raise NotApplicable(f"{why}; code=false shares weights nevertheless")
         original = ir.clone(at_opset(model, ctx) if self.code else model)
         ir.infer_shapes(original)
         budget = Budget(self.min_sqnr, self.max_drop)
         data = None if ctx.data is None else fitting(ctx.data, original)
         fit, aside = split(data, self.samples)
-        self._misnamed(original, ctx)
+        tell_misnamed(original, self.skip, ctx)
         found = self._constants(original, fit, ctx)
         if not found:
             declined = dict.fromkeys(each.partition(": ")[2] for each in ctx.stats.declined)
@@ -145,7 +148,11 @@ class ShareWeights(Pass):
             raise NotApplicable("sqnr, min-sqnr and max-drop need calibration data (--data)")
         trial = Trial(original, aside or fit) if fit else None
         for most in self._distances(budget):
-            changed, choices, fits, merged = self._made(original, found, most, fit, trial)
+            try:
+                changed, choices, fits, merged = self._made(original, found, most, fit, trial)
+            except NotApplicable as e:  # fewer bytes than can be
+                ctx.details["missed"] = str(e)
+                raise
             quality = None if trial is None else trial.quality(changed)
             why = None if quality is None or budget == Budget() else budget.obstacle(quality)
             if why is None:
@@ -163,6 +170,8 @@ class ShareWeights(Pass):
                 ctx.remark(f"sqnr={self.sqnr:g} was not reached; min-sqnr declines such a result")
             if (doubt := budget.doubt(quality)) is not None:
                 ctx.remark(doubt)
+            if trial is not None and trial.silent:
+                ctx.remark("all outputs are zero on these samples, which tells nothing")
         else:
             ctx.remark("without data (--data) nothing makes up for the errors of few values")
         if self.similar is not None:
@@ -170,7 +179,7 @@ class ShareWeights(Pass):
             ctx.remark(
                 f"{merged['constants']} constants and {merged['channels']} channels are others'"
             )
-        _tell(choices, fits, ctx)
+        tell(choices, fits, ctx)
         if self.dry or not ctx.allow("share-weights"):
             return False
         if self.code:
@@ -236,15 +245,6 @@ class ShareWeights(Pass):
             for each in choices
         ]
 
-    def _misnamed(self, model: ir.Model, ctx: Context) -> None:
-        """Tell which patterns skip nothing."""
-        nodes, names = list(ir.all_nodes(model)), list(model.graph.initializers)
-        for pattern in self.skip:
-            if not fnmatch.filter(names, pattern) and not any(
-                ir.matches(node, [pattern]) for node in nodes
-            ):
-                ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
-
     def _constants(
         self, model: ir.Model, fit: Sequence[Feeds], ctx: Context | None = None
     ) -> list[Constant]:
@@ -257,21 +257,3 @@ class ShareWeights(Pass):
 def _noise(sqnr_db: float) -> float:
     """Energy of noise in units of the signal's."""
     return float(10 ** (-sqnr_db / 10))
-
-
-def _tell(choices: Sequence[Choice], fits: Sequence[Fit], ctx: Context) -> None:
-    known = {each.name: each for each in fits}
-    rows = []
-    for each in choices:
-        constant = each.constant
-        fit = None if constant.layer is None else known.get(constant.layer.name)
-        rows.append({
-            "constant": constant.name, "entries": each.level.entries, "block": each.level.block,
-            "unit": each.level.unit,
-            "numbers": constant.tensor.size, "noise": each.noise,
-            "bytes_before": constant.tensor.nbytes, "bytes_after": round(each.nbytes),
-            "fit": None if fit is None else dataclasses.asdict(fit),
-        })  # fmt: skip
-    ctx.details["shared"] = rows
-    size = sum(each.constant.tensor.size for each in choices)
-    ctx.remark(f"{size:,} numbers in {len(choices)} constants have few values")

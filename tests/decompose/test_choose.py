@@ -47,7 +47,7 @@ def chooser(
     asked = Options(Goal(what, left), ["input"], **options)
     total = 1.0 if what == "latency" else float(len(given))
     items: Any = given
-    return Chooser(items, total, asked, measure)
+    return Chooser(items, total, 0.0, asked, measure)
 
 
 def clock(given: Sequence[Choice], factor: float = 1.0) -> Measure:

@@ -486,9 +486,12 @@ def test_files_of_weights(tmp_path: Path) -> None:
 
 
 def test_targets_that_codes_are_not_for() -> None:
+    # Weights that are not coded would lose for nothing.
     result = run("share-weights{min-weights=100}", target="openvino")
-    assert different(result.model)["w"] == 16
-    assert any("uncoded" in remark for remark in result.report.passes[0].remarks)
+    assert result.report.passes[0].status == "not-applicable"
+    assert "code=false" in (result.report.passes[0].reason or "")
+    asked = run("share-weights{min-weights=100 code=false}", target="openvino")
+    assert different(asked.model)["w"] == 16
 
 
 @pytest.mark.parametrize(
