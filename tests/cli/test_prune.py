@@ -219,6 +219,7 @@ def test_latency(
 
     monkeypatch.setattr(pruner, "race", race)
     monkeypatch.setattr("graphopt.pruning.timing.race", race)
+    monkeypatch.setattr("graphopt.measure.judge.race", race)
     out, report, cache = tmp_path / "s.onnx", tmp_path / "r.json", tmp_path / "cache"
     arguments = ("prune", net, "-o", out, "--data", data, "--cache", cache, "--json", report)
     done = run(*arguments, "--latency", "0.6")
@@ -248,6 +249,7 @@ def test_a_result_that_is_slower(
 
     monkeypatch.setattr(pruner, "race", race)
     monkeypatch.setattr("graphopt.pruning.timing.race", race)
+    monkeypatch.setattr("graphopt.measure.judge.race", race)
     out = tmp_path / "s.onnx"
     done = run("prune", net, "-o", out, "--data", data, "--macs", "0.55")
     assert done.code == 6
