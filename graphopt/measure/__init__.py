@@ -2,7 +2,7 @@
 
 from graphopt.measure.allocate import aim, allocate
 from graphopt.measure.budget import Budget
-from graphopt.measure.goal import WORDS, Goal, Outcome, What
+from graphopt.measure.goal import WORDS, Goal, Outcome, What, one_goal
 from graphopt.measure.judge import Judge
 from graphopt.measure.race import SCATTER, race, runs_here, seconds_of, settings
 from graphopt.measure.tables import LatencyTable, machine_name, shaped
@@ -24,6 +24,7 @@ __all__ = [
     "decibels",
     "difference",
     "machine_name",
+    "one_goal",
     "race",
     "runs_here",
     "seconds_of",

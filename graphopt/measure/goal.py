@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from graphopt import ir
 
-__all__ = ["WORDS", "Goal", "Outcome", "What"]
+__all__ = ["WORDS", "Goal", "Outcome", "What", "one_goal"]
 
 What = Literal["macs", "params", "bytes", "latency", "channels"]
 
@@ -32,6 +33,27 @@ class Goal:
 
     what: What
     left: float
+
+
+def one_goal(given: Mapping[What, float | None]) -> Goal | None:
+    """The goal that is given, or None if none is.
+
+    Args:
+        given: Shares by what they are of.
+
+    Raises:
+        ValueError: There are several, or a share is out of bounds.
+    """
+    goals = [Goal(what, left) for what, left in given.items() if left is not None]
+    if len(goals) > 1:
+        names = " and ".join(goal.what for goal in goals)
+        raise ValueError(f"{names} are different goals; give one")
+    for goal in goals:
+        if not 0 < goal.left < 1:
+            raise ValueError(
+                f"{goal.what} is the fraction that remains, in (0, 1), not {goal.left}"
+            )
+    return goals[0] if goals else None
 
 
 @dataclasses.dataclass(frozen=True)

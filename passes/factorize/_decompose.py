@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from graphopt import Context, Exactness, NotApplicable, Pass, PassManager, ir
 from graphopt.analyses import Cost
 from graphopt.calibration import fitting
 from graphopt.decompose import Kind, Options, decompose
-from graphopt.measure import Budget, Goal
+from graphopt.measure import Budget, Goal, What, one_goal
 
 __all__ = ["Decompose"]
 
-_GOALS: tuple[Literal["macs", "params", "bytes", "latency"], ...] = (
-    "macs", "params", "bytes", "latency",
-)  # fmt: skip
+_GOALS: tuple[What, ...] = ("macs", "params", "bytes", "latency")
 
 
 class Decompose(Pass):
@@ -42,15 +39,7 @@ class Decompose(Pass):
         Raises:
             ValueError: One is out of bounds, or there are several goals.
         """
-        given = self._given()
-        if len(given) > 1:
-            names = " and ".join(goal.what for goal in given)
-            raise ValueError(f"{names} are different goals; give one")
-        for goal in given:
-            if not 0 < goal.left < 1:
-                raise ValueError(
-                    f"{goal.what} is the fraction that remains, in (0, 1), not {goal.left}"
-                )
+        _ = self._goal
         if not 0 <= self.payoff < 1:
             raise ValueError(f"payoff is a share, in [0, 1), not {self.payoff}")
         for name in ("samples", "threads"):
@@ -72,7 +61,7 @@ class Decompose(Pass):
             if not any(ir.matches(node, [pattern]) for node in nodes):
                 ctx.remark(f"nothing matches {pattern!r}, which was to be skipped")
         options = Options(
-            (self._given() or [Goal("macs", 0.75)])[0], self.kinds(), payoff=self.payoff,
+            self._goal or Goal("macs", 0.75), self.kinds(), payoff=self.payoff,
             whole=self.whole, skip=self.skip, budget=Budget(self.min_sqnr, self.max_drop),
             samples=self.samples, threads=self.threads, dry=self.dry,
         )  # fmt: skip
@@ -99,8 +88,9 @@ class Decompose(Pass):
         )
         return True
 
-    def _given(self) -> list[Goal]:
-        return [Goal(n, share) for n in _GOALS if (share := getattr(self, n)) is not None]
+    @property
+    def _goal(self) -> Goal | None:
+        return one_goal({name: getattr(self, name) for name in _GOALS})
 
 
 def _lossless(model: ir.Model, ctx: Context) -> ir.Model:

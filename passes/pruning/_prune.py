@@ -7,14 +7,12 @@ from typing import ClassVar, Literal
 from graphopt import Context, Exactness, NotApplicable, Pass, PassManager, ir
 from graphopt.analyses import Cost
 from graphopt.calibration import fitting
-from graphopt.measure import Budget, Goal
+from graphopt.measure import Budget, Goal, What, one_goal
 from graphopt.pruning import Options, prune
 
 __all__ = ["Prune"]
 
-Goals = tuple[Literal["macs", "params", "bytes", "latency", "channels"], ...]
-
-_GOALS: Goals = ("macs", "params", "bytes", "latency", "channels")
+_GOALS: tuple[What, ...] = ("macs", "params", "bytes", "latency", "channels")
 
 
 class Prune(Pass):
@@ -54,15 +52,7 @@ class Prune(Pass):
         Raises:
             ValueError: One is out of bounds, or there are several goals.
         """
-        given = self._given()
-        if len(given) > 1:
-            names = " and ".join(goal.what for goal in given)
-            raise ValueError(f"{names} are different goals; give one")
-        for goal in given:
-            if not 0 < goal.left < 1:
-                raise ValueError(
-                    f"{goal.what} is the fraction that remains, in (0, 1), not {goal.left}"
-                )
+        _ = self._goal
         if not 0 <= self.least < 1:
             raise ValueError(f"least is a share, in [0, 1), not {self.least}")
         for name in ("samples", "threads"):
@@ -74,7 +64,7 @@ class Prune(Pass):
     def options(self) -> Options:
         """What the engine is told."""
         return Options(
-            (self._given() or [self.default])[0],
+            self._goal or self.default,
             kind=self.kind,
             criterion=self.criterion,
             ranking=self.ranking,
@@ -124,8 +114,9 @@ class Prune(Pass):
         ctx.stats.applied[f"prune {self.kind}"] += 1
         return True
 
-    def _given(self) -> list[Goal]:
-        return [Goal(n, share) for n in _GOALS if (share := getattr(self, n)) is not None]
+    @property
+    def _goal(self) -> Goal | None:
+        return one_goal({name: getattr(self, name) for name in _GOALS})
 
 
 def _lossless(model: ir.Model, ctx: Context) -> ir.Model:
