@@ -139,7 +139,7 @@ PIPELINES = {
     # Fewer bytes of the same numbers.
     "size": "O2,tie-weights,compact-storage",
     # As few bytes as leave the outputs much the same; needs samples.
-    "tiny": "O2,tie-weights,share-weights{sqnr=17},compact-storage",
+    "tiny": "O2,tie-weights,share-weights{sqnr=18},compact-storage",
     # All there is, whatever time it takes.
     "O3": "O2,onnxsim,fixpoint{max=3}(O1,O2)",
 }
