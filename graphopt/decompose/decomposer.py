@@ -28,7 +28,6 @@ from graphopt.measure import (
     LatencyTable,
     Outcome,
     Trial,
-    machine_name,
     race,
     runs_here,
     settings,
@@ -179,10 +178,7 @@ class _Decomposer:
             return False
         if runs_here(self.target) is not None:
             return False
-        table = LatencyTable(None, "")
-        if self.cache is not None:
-            name = machine_name(self.target, options.threads)
-            table = LatencyTable(self.cache / "latency.json", name)
+        table = LatencyTable.of(self.cache, self.target, options.threads)
         measure_savings(
             self.model,
             self.parts,

@@ -11,9 +11,8 @@ import numpy as np
 
 from graphopt import ir
 from graphopt.decompose.forms import Form, matrix_ranks
-from graphopt.decompose.parts import Part
+from graphopt.decompose.parts import Part, likely, set_apart, set_noise
 from graphopt.measure import Trial
-from graphopt.pruning.batches import first
 from graphopt.pruning.sizes import Measure
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds, open_session
@@ -24,9 +23,6 @@ Array = np.ndarray[Any, Any]
 
 # Rows that are multiplied at a time, in float64.
 _ROWS = 1 << 14
-# Samples that noise is measured on, the part of the batches that they are taken from, whose rows do
-# not count then, and the error of the form that it is measured with, as a share of the energy.
-_SAMPLES, _PART, _LIKELY = 128, 4, 0.03
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,10 +222,10 @@ class Embeddings:
                 self.reasons[table.name] = why
         if not chosen:
             return
-        start = len(batches) - max(len(batches) // _PART, 1) if len(batches) > 1 else 1
-        self._decompose(model, chosen, batches[:start], threads)
+        counted, others = set_apart(batches)
+        self._decompose(model, chosen, counted, threads)
         self.parts = [_part(table, self._low[table.name]) for table in chosen]
-        self._measure(model, Trial(model, first(batches[start:] or batches, _SAMPLES)))
+        self._measure(model, Trial(model, others))
         self._decompose(model, chosen, batches, threads)
 
     def applied(
@@ -260,10 +256,7 @@ class Embeddings:
 
     def _measure(self, model: ir.Model, trial: Trial) -> None:
         """Set the noise: measured with one form of one table alone, others follow."""
-        places = [
-            1 + int(np.argmin(np.abs(np.log(np.maximum(part.errors[1:], 1e-12) / _LIKELY))))
-            for part in self.parts
-        ]
+        places = [likely(part) for part in self.parts]
 
         def alone(i: int) -> ir.Model:
             form = self.parts[i].forms[places[i]]
@@ -272,7 +265,7 @@ class Embeddings:
 
         noises = trial.noises(alone, range(len(self.parts)))
         for part, place, noise in zip(self.parts, places, noises, strict=True):
-            part.noise = part.errors * (noise / max(float(part.errors[place]), 1e-300))
+            set_noise(part, place, noise)
 
 
 def _part(table: Table, low: LowTable) -> Part:

@@ -20,7 +20,17 @@ from graphopt.reconstruct.problem import why_fixed
 from graphopt.rewrite import Rewriter
 from graphopt.runtime import Feeds
 
-__all__ = ["Part", "dense", "find_parts", "measure_noise", "products", "skipped"]
+__all__ = [
+    "Part",
+    "dense",
+    "find_parts",
+    "likely",
+    "measure_noise",
+    "products",
+    "set_apart",
+    "set_noise",
+    "skipped",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -171,24 +181,39 @@ def measure_noise(
             weights = products(problem, form, _SWEEPS)[1]
             part.errors[i] = max(problem.error(weights), 0.0)
             whole.append(weights)
-        off = np.abs(np.log(np.maximum(part.errors[1:], 1e-12) / _LIKELY))
-        places[part.name] = 1 + int(np.argmin(off))
+        places[part.name] = likely(part)
         tried[part.name] = whole[places[part.name] - 1].astype(np.float32)
 
-    start = len(batches) - max(len(batches) // _PART, 1) if len(batches) > 1 else 1
+    fit, others = set_apart(batches)
     rebuild(
-        model, ir.clone(model), batches[:start], look,
+        model, ir.clone(model), fit, look,
         wanted=lambda layer: layer.name in named, only=lambda layer: layer.name in named,
         threads=threads,
     )  # fmt: skip
-    trial = Trial(model, first(batches[start:] or batches, _SAMPLES))
+    trial = Trial(model, others)
     noises = trial.noises(lambda part: dense(model, part.name, tried[part.name]), parts)
     for part, noise in zip(parts, noises, strict=True):
-        at = part.errors[places[part.name]]
-        # Outputs may be no numbers any more; the layer as it is adds nothing even then.
-        found = part.errors * (min(noise, _MOST) / max(at, 1e-300))
-        part.noise = np.where(found < _ROUNDING, 0.0, found)
+        set_noise(part, places[part.name], noise)
         _drop_dominated(part)
+
+
+def likely(part: Part) -> int:
+    """The place of the form that noise is measured with: neither exact nor hopeless."""
+    off = np.abs(np.log(np.maximum(part.errors[1:], 1e-12) / _LIKELY))
+    return 1 + int(np.argmin(off))
+
+
+def set_noise(part: Part, place: int, noise: float) -> None:
+    """Set the noise of all forms from that of one: it goes with the error."""
+    # Outputs may be no numbers any more; the layer as it is adds nothing even then.
+    found = part.errors * (min(noise, _MOST) / max(float(part.errors[place]), 1e-300))
+    part.noise = np.where(found < _ROUNDING, 0.0, found)
+
+
+def set_apart(batches: Sequence[Feeds]) -> tuple[Sequence[Feeds], list[Feeds]]:
+    """Batches to fit on, and samples to measure noise on; the same where there is one batch."""
+    start = len(batches) - max(len(batches) // _PART, 1) if len(batches) > 1 else 1
+    return batches[:start], first(batches[start:] or batches, _SAMPLES)
 
 
 def _terms(form: Form | None) -> tuple[Kind, tuple[int, ...]] | None:

@@ -50,7 +50,7 @@ def measure_savings(
         feeds: Inputs.
         target: Where to measure.
         threads: Threads within an operator.
-        table: Shares that are known already; new ones are added.
+        table: Shares that single forms leave, as far as known; new ones are added.
     """
     alike: dict[str, list[int]] = {}
     for i, part in enumerate(parts):
@@ -65,7 +65,7 @@ def measure_savings(
                 key = f"{whole} {sign} {form}"
                 if key in table.entries:
                     continue
-                table.entries[key] = 0.0  # due, once for all that are alike
+                table.entries[key] = 1.0  # due, once for all that are alike
                 if sign in large:
                     together.append((key, members, form))
                 else:
@@ -75,7 +75,7 @@ def measure_savings(
         made = [changed(model, {parts[i].name: form for i in members}) for _, members, form in some]
         ratios = race(model, made, [feeds], target=target, threads=threads, seconds=_WHOLE)
         for (key, members, _), (ratio,) in zip(some, ratios, strict=True):
-            table.entries[key] = (1.0 - ratio) / len(members)
+            table.entries[key] = 1.0 - (1.0 - ratio) / len(members)
     if alone:
         sized = shaped(model, feeds)
         for i, due in alone.items():
@@ -84,7 +84,7 @@ def measure_savings(
             table.entries.update(zip((key for key, _ in due), found, strict=True))
     for part in parts:
         keys = [f"{whole} {part.sign} {form}" for form in part.forms[1:]]
-        part.faster = np.array([0.0, *(table.entries[key] for key in keys)])
+        part.faster = 1.0 - np.array([1.0, *(table.entries[key] for key in keys)])
 
 
 def _large(model: ir.Model, parts: Sequence[Part], alike: dict[str, list[int]]) -> frozenset[str]:
@@ -107,7 +107,7 @@ def _alone(
     target: Target,
     threads: int,
 ) -> list[float]:
-    """What forms of a layer save of the time of the model, the layer run by itself."""
+    """What forms of a layer leave of the time of the model, the layer run by itself."""
     (layer,) = (each for each in layers(sized) if each.name == part.name)
     own = ir.segment(sized, [layer.input], [layer.output])
     rng = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def _alone(
     whole, before, *after = seconds_of(
         runs, target=target, threads=threads, seconds=_ALONE * len(runs)
     )
-    return [(before - each) / whole for each in after]
+    return [1.0 - (before - each) / whole for each in after]
 
 
 def changed(model: ir.Model, forms: Mapping[str, Form | None]) -> ir.Model:

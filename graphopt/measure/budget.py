@@ -25,6 +25,15 @@ class Budget:
     sqnr_db: float | None = None
     drop: float | None = None
 
+    def __post_init__(self) -> None:
+        """Check the share.
+
+        Raises:
+            ValueError: It is out of bounds.
+        """
+        if self.drop is not None and not 0 <= self.drop <= 100:
+            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.drop}")
+
     def doubt(self, quality: Quality) -> str | None:
         """Why a quality within the budget tells little, or None."""
         step = 100 / max(quality.samples, 1)

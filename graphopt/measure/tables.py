@@ -39,6 +39,13 @@ class LatencyTable:
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 self.entries = {}
 
+    @classmethod
+    def of(cls, cache: Path | None, target: Target, threads: int) -> LatencyTable:
+        """The table of a target on this machine, in a folder; nothing is kept without one."""
+        if cache is None:
+            return cls(None, "")
+        return cls(cache / "latency.json", machine_name(target, threads))
+
     def save(self) -> None:
         """Write the table, whole or not at all."""
         if self.path is None:

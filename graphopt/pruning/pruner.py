@@ -18,7 +18,6 @@ from graphopt.measure import (
     LatencyTable,
     Outcome,
     Trial,
-    machine_name,
     race,
     runs_here,
     settings,
@@ -190,10 +189,7 @@ class _Pruner:
             return False
         if runs_here(self.target) is not None or not self.fit:
             return False
-        table = LatencyTable(None, "")
-        if self.cache is not None:
-            name = machine_name(self.target, options.threads)
-            table = LatencyTable(self.cache / "latency.json", name)
+        table = LatencyTable.of(self.cache, self.target, options.threads)
         with self._timed("latency"):
             measure_savings(
                 self.channels,

@@ -15,7 +15,7 @@ from graphopt import ir
 from graphopt.calibration import Samples, collect
 from graphopt.calibration.observers import Finite
 from graphopt.errors import NotApplicable, SessionError
-from graphopt.measure import Budget, LatencyTable, Quality, Trial, machine_name, runs_here, settings
+from graphopt.measure import Budget, LatencyTable, Quality, Trial, runs_here, settings
 from graphopt.quant.choose import Division, cheapest
 from graphopt.quant.costs import Costs, estimated_costs, measure_costs
 from graphopt.quant.debug import trace
@@ -321,11 +321,8 @@ class _Quantizer:
     def costs(self, feeds: Feeds) -> Costs:
         """Measured seconds of the units, with parameters that are good enough for that."""
         assert self.data is not None
-        table = None
-        if self.cache is not None:
-            table = LatencyTable(
-                Path(self.cache) / "latency.json", machine_name(self.target, self.options.threads)
-            )
+        cache = None if self.cache is None else Path(self.cache)
+        table = LatencyTable.of(cache, self.target, self.options.threads)
         rough = settle(
             self.units,
             observe(self.units, self.data, rounding=False, limit=1),
@@ -340,8 +337,7 @@ class _Quantizer:
             threads=self.options.threads,
             table=table,
         )
-        if table is not None:
-            table.save()
+        table.save()
         return found
 
     def families(

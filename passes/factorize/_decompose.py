@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from graphopt import Context, Exactness, NotApplicable, Pass, PassManager, ir
 from graphopt.analyses import Cost
@@ -16,8 +17,13 @@ _GOALS: tuple[What, ...] = ("macs", "params", "bytes", "latency")
 
 
 class Decompose(Pass):
-    """Compute layers in parts, until a share of what a model costs is left."""
+    """Compute layers in parts, until a share of what a model costs is left.
 
+    Attributes:
+        usual: Forms that layers may take, unless others are asked for.
+    """
+
+    usual: ClassVar[Sequence[Kind]]
     exactness = Exactness.LOSSY
     gated = False
     macs: float | None = None
@@ -45,12 +51,11 @@ class Decompose(Pass):
         for name in ("samples", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
+        _ = Budget(self.min_sqnr, self.max_drop)
 
     def kinds(self) -> Sequence[Kind]:
         """Forms that layers may take."""
-        raise NotImplementedError
+        return self.usual
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Decompose a copy, and take it over if the goals are met."""

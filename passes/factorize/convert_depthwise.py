@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from graphopt.decompose import Kind
 from graphopt.passes.factorize._decompose import Decompose
 
 __all__ = ["ConvertDepthwise"]
@@ -48,7 +45,4 @@ class ConvertDepthwise(Decompose):
     """
 
     name = "convert-depthwise"
-
-    def kinds(self) -> Sequence[Kind]:
-        """Forms that layers may take."""
-        return ("depthwise",)
+    usual = ("depthwise",)

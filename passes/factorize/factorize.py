@@ -54,8 +54,9 @@ class Factorize(Decompose):
     """
 
     name = "factorize"
+    usual = tuple(kind for kind in KINDS if kind != "depthwise")
     forms: tuple[Name, ...] = ()
 
     def kinds(self) -> Sequence[Kind]:
         """Forms that layers may take."""
-        return self.forms or tuple(kind for kind in KINDS if kind != "depthwise")
+        return self.forms or self.usual

@@ -96,8 +96,7 @@ class PruneLayers(Pass):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} is a share, in (0, 1], not {value}")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
+        _ = Budget(self.min_sqnr, self.max_drop)
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Take layers out of a copy, and take it over if it is better."""

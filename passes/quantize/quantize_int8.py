@@ -97,8 +97,7 @@ class QuantizeInt8(Pass):
         for name in ("threads", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
+        _ = Budget(self.min_sqnr, self.max_drop)
 
     def run(self, model: ir.Model, ctx: Context) -> bool:
         """Quantize a copy, and take it over if it is better."""

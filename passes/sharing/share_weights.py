@@ -108,8 +108,7 @@ class ShareWeights(Pass):
                 raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
         if self.min_weights < 0:
             raise ValueError(f"min-weights is 0 or more, not {self.min_weights}")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
+        _ = Budget(self.min_sqnr, self.max_drop)
         given = [n for n in ("entries", "bytes", "sqnr") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} say how many values there are; give one")

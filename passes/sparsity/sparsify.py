@@ -101,8 +101,7 @@ class Sparsify(Pass):
                 raise ValueError(f"{name} has to be 1 or more, not {getattr(self, name)}")
         if self.min_weights < 0:
             raise ValueError(f"min-weights is 0 or more, not {self.min_weights}")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ValueError(f"max-drop is a share in percent, in [0, 100], not {self.max_drop}")
+        _ = Budget(self.min_sqnr, self.max_drop)
         if self.n_m is not None and self.ratio is not None:
             raise ValueError("ratio and n-m both say how many zeros there are; give one")
         if self.ratio is not None and not 0 < self.ratio <= 0.95:

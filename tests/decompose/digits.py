@@ -1,8 +1,9 @@
-"""The reference models, and how many digits they read."""
+"""The reference models, how many digits they read, and what passes say and models compute."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from graphopt.calibration import load_data
 from graphopt.manager.runner import Result
 from graphopt.runtime import open_session
 
-__all__ = ["Digits"]
+__all__ = ["Digits", "outputs", "reasons"]
 
 
 class Digits:
@@ -46,3 +47,15 @@ class Digits:
         with open_session(model, optimize=optimize) as session:
             (logits,) = session.run({"image": self._images}).values()
         return float((logits.argmax(axis=1) == self._labels).mean())
+
+
+def reasons(result: Result) -> str:
+    """All that the only pass said."""
+    (record,) = result.report.passes
+    return "; ".join([*record.declined, *record.remarks, record.reason or ""])
+
+
+def outputs(model: ir.Model, x: Any) -> Any:
+    """What a model of ``x`` and ``y`` computes."""
+    with open_session(model) as session:
+        return session.run({"x": x})["y"]

@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from decompose.digits import Digits
+from decompose.digits import Digits, outputs, reasons
 
 import graphopt
 from graphopt import PassManager, ir
 from graphopt.cli import main
 from graphopt.errors import CalibrationError
-from graphopt.manager.runner import Result
 from graphopt.passes.factorize import ConvertDepthwise
-from graphopt.runtime import open_session
 from graphopt.testing import check_pass
 
 # Every input channel has one kernel, which all outputs read in some multiple.
@@ -36,16 +34,6 @@ graph(%x: float[N,3,4,4]) {
 DATA = [
     {"x": np.random.default_rng(i).normal(size=(16, 3, 4, 4)).astype(np.float32)} for i in (0, 1)
 ]
-
-
-def reasons(result: Result) -> str:
-    (record,) = result.report.passes
-    return "; ".join([*record.declined, *record.remarks, record.reason or ""])
-
-
-def outputs(model: ir.Model, x: Any) -> Any:
-    with open_session(model) as session:
-        return session.run({"x": x})["y"]
 
 
 def test_a_convolution_that_is_one_term_loses_nothing() -> None:

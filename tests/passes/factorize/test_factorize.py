@@ -5,17 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from decompose.digits import Digits
+from decompose.digits import Digits, outputs, reasons
 from pruning.test_noise import images, residual
 
 import graphopt
 from graphopt import PassManager, ir
 from graphopt.analyses import Cost
 from graphopt.errors import CalibrationError
-from graphopt.manager.runner import Result
 from graphopt.measure import Trial
 from graphopt.passes.factorize import Factorize
-from graphopt.runtime import open_session
 from graphopt.testing import check_pass
 
 # A matrix of rank 2.
@@ -56,16 +54,6 @@ graph(%x: float[N,2,5,5]) {
 IMAGES = [
     {"x": np.random.default_rng(i).normal(size=(16, 2, 5, 5)).astype(np.float32)} for i in (0, 1)
 ]
-
-
-def reasons(result: Result) -> str:
-    (record,) = result.report.passes
-    return "; ".join([*record.declined, *record.remarks, record.reason or ""])
-
-
-def outputs(model: ir.Model, x: Any) -> Any:
-    with open_session(model) as session:
-        return session.run({"x": x})["y"]
 
 
 @pytest.mark.parametrize(
